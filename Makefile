@@ -1,0 +1,80 @@
+# Everything happens in .venv inside this clone. A stamp under .venv says what is installed; what is up to date is not
+# done again. PYTHON chooses the interpreter: make test PYTHON=python3.13
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMPS := .venv/stamps
+
+# What builds the package. pip checks this list against pyproject.toml; CMake and Ninja come along so that a fresh
+# machine needs neither. The build runs without isolation: what has not changed is then not compiled again.
+BUILD_REQUIRES := "scikit-build-core>=0.11" "pybind11>=3.0.2" "numpy>=2.0" "cmake>=3.22" ninja
+
+SOURCES := pyproject.toml CMakeLists.txt \
+  $(shell find csrc python -type f -not -name '*.py[co]' -not -name '*.so')
+CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp')
+
+.PHONY: help test lint format bench bench-check accuracy demo peers clean
+
+help:  ## say what there is
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+
+test: $(STAMPS)/package $(STAMPS)/test  ## set up, then run all tests and the examples of the docstrings
+	$(BIN)/python -m pytest --doctest-modules tests --pyargs normfast
+
+lint: $(STAMPS)/lint  ## ruff, mypy in strict mode, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: $(STAMPS)/lint  ## let ruff and clang-format write
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+bench: $(STAMPS)/package $(STAMPS)/bench  ## the benchmark board, against every peer that is installed (see peers)
+	$(BIN)/python -m benchmarks
+
+bench-check: $(STAMPS)/package $(STAMPS)/bench  ## a short run of the board, after a check that all peers agree
+	$(BIN)/python -m benchmarks --set quick --check-only --out build/check.json
+	$(BIN)/python -m benchmarks --set quick --threads 1 --modes installed --rounds 3 --budget 0.1 --out build/short.json
+
+accuracy: $(STAMPS)/package $(STAMPS)/bench  ## write the table of errors in docs/numerics.md
+	$(BIN)/python -m benchmarks.accuracy
+
+demo: $(STAMPS)/package $(STAMPS)/demo  ## train networks on handwritten digits; pictures go to demo-output/
+	$(BIN)/python -m examples.digits
+
+peers: $(STAMPS)/package  ## install what the board compares against: PyTorch, Numba, JAX, ONNX Runtime, oneDNN
+	$(BIN)/python -m pip install torch==2.13.0 numba jax onnxruntime onnx onednn-devel
+
+clean:  ## remove .venv and all build products
+	rm -rf .venv build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# ---- set-up
+
+# Dependency groups need pip 25.1.
+$(STAMPS)/venv:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "normfast needs Python 3.10 or later")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	mkdir -p $(STAMPS)
+	touch $@
+
+$(STAMPS)/build: $(STAMPS)/venv
+	$(BIN)/python -m pip install --quiet $(BUILD_REQUIRES)
+	touch $@
+
+$(STAMPS)/package: $(STAMPS)/build $(SOURCES)
+	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall \
+	  --no-build-isolation --check-build-dependencies .
+	touch $@
+
+$(STAMPS)/test $(STAMPS)/lint: $(STAMPS)/%: $(STAMPS)/build pyproject.toml
+	$(BIN)/python -m pip install --quiet --group $*
+	touch $@
+
+# The package is there already: pip adds what the extra asks for and builds nothing.
+$(STAMPS)/bench $(STAMPS)/demo: $(STAMPS)/%: $(STAMPS)/package
+	$(BIN)/python -m pip install --quiet "normfast[$*]"
+	touch $@

@@ -1,0 +1,167 @@
+/* The streaming limits of this machine: how fast can memory be copied, with n threads, at a given working set?
+ *
+ *   copy    dst[i] = a[i]           what a forward pass must move at least
+ *   triad   dst[i] = a[i] + b[i]    what a backward pass must move at least (integers: no denormals, any dtype)
+ *
+ * each with ordinary stores and with non-temporal ones, which skip reading the destination's cache lines. Every thread
+ * works on a slice of its own and repeats it without waiting for the others, so that the cost of handing out work is
+ * not part of the limit. Compiled with -march=native, because this file only ever measures the machine it is built on.
+ */
+
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <time.h>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+typedef __m512i vec;
+static inline vec load(const char* p) { return _mm512_loadu_si512((const void*)p); }
+static inline void store(char* p, vec v) { _mm512_storeu_si512((void*)p, v); }
+static inline void stream(char* p, vec v) { _mm512_stream_si512((__m512i*)p, v); }
+static inline vec add(vec a, vec b) { return _mm512_add_epi32(a, b); }
+static inline void fence(void) { _mm_sfence(); }
+#define NON_TEMPORAL 1
+#elif defined(__AVX2__)
+#include <immintrin.h>
+typedef __m256i vec;
+static inline vec load(const char* p) { return _mm256_loadu_si256((const __m256i*)p); }
+static inline void store(char* p, vec v) { _mm256_storeu_si256((__m256i*)p, v); }
+static inline void stream(char* p, vec v) { _mm256_stream_si256((__m256i*)p, v); }
+static inline vec add(vec a, vec b) { return _mm256_add_epi32(a, b); }
+static inline void fence(void) { _mm_sfence(); }
+#define NON_TEMPORAL 1
+#elif defined(__SSE2__)
+#include <emmintrin.h>
+typedef __m128i vec;
+static inline vec load(const char* p) { return _mm_loadu_si128((const __m128i*)p); }
+static inline void store(char* p, vec v) { _mm_storeu_si128((__m128i*)p, v); }
+static inline void stream(char* p, vec v) { _mm_stream_si128((__m128i*)p, v); }
+static inline vec add(vec a, vec b) { return _mm_add_epi32(a, b); }
+static inline void fence(void) { _mm_sfence(); }
+#define NON_TEMPORAL 1
+#else
+#include <string.h>
+typedef struct {
+  uint64_t lane[8];
+} vec;
+static inline vec load(const char* p) {
+  vec v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+static inline void store(char* p, vec v) { memcpy(p, &v, sizeof v); }
+static inline void stream(char* p, vec v) { store(p, v); }
+static inline vec add(vec a, vec b) {
+  for (int i = 0; i < 8; ++i) a.lane[i] += b.lane[i];
+  return a;
+}
+static inline void fence(void) {}
+#define NON_TEMPORAL 0
+#endif
+
+enum { COPY, COPY_NT, TRIAD, TRIAD_NT };
+enum { V = sizeof(vec), STEP = 4 * V };
+
+static double seconds(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* bytes is a multiple of STEP and dst is aligned to 64: `limit_run` sees to both. */
+static void sweep(int kind, char* dst, const char* a, const char* b, size_t bytes) {
+#define LOOP(PUT, VALUE)                     \
+  for (size_t i = 0; i < bytes; i += STEP) { \
+    vec v0 = VALUE(0), v1 = VALUE(1);        \
+    vec v2 = VALUE(2), v3 = VALUE(3);        \
+    PUT(dst + i, v0);                        \
+    PUT(dst + i + V, v1);                    \
+    PUT(dst + i + 2 * V, v2);                \
+    PUT(dst + i + 3 * V, v3);                \
+  }
+#define ONE(k) load(a + i + (k) * V)
+#define SUM(k) add(load(a + i + (k) * V), load(b + i + (k) * V))
+  switch (kind) {
+    case COPY:
+      LOOP(store, ONE) break;
+    case COPY_NT:
+      LOOP(stream, ONE) fence();
+      break;
+    case TRIAD:
+      LOOP(store, SUM) break;
+    default:
+      LOOP(stream, SUM) fence();
+      break;
+  }
+}
+
+struct slice {
+  int kind;
+  char* dst;
+  const char *a, *b;
+  size_t bytes;
+  long repeats;
+  int* ready;
+  int* go;
+  double end;
+  pthread_t thread;
+};
+
+static void* work(void* argument) {
+  struct slice* s = argument;
+  __atomic_fetch_add(s->ready, 1, __ATOMIC_ACQ_REL);
+  while (!__atomic_load_n(s->go, __ATOMIC_ACQUIRE)) {
+  }
+  for (long r = 0; r < s->repeats; ++r) {
+    sweep(s->kind, s->dst, s->a, s->b, s->bytes);
+    __asm__ volatile("" ::: "memory"); /* every repetition counts */
+  }
+  s->end = seconds();
+  return NULL;
+}
+
+int limit_has_non_temporal(void) { return NON_TEMPORAL; }
+
+/* Seconds for `repeats` sweeps over `bytes` bytes of dst by `threads` threads, or -1 if a thread cannot be made.
+ * The tail that does not fill a step per thread is left out; `moved` receives the bytes of dst that were written. */
+double limit_run(int kind, char* dst, const char* a, const char* b, size_t bytes, int threads, long repeats,
+                 size_t* moved) {
+  enum { MOST = 256 };
+  struct slice slices[MOST];
+  int ready = 0, go = 0;
+  if (threads < 1) threads = 1;
+  if (threads > MOST) threads = MOST;
+  size_t part = bytes / (size_t)threads / STEP * STEP;
+  *moved = part * (size_t)threads;
+  for (int t = 0; t < threads; ++t) {
+    size_t at = part * (size_t)t;
+    slices[t] = (struct slice){.kind = kind,
+                               .dst = dst + at,
+                               .a = a + at,
+                               .b = b + at,
+                               .bytes = part,
+                               .repeats = repeats,
+                               .ready = &ready,
+                               .go = &go};
+  }
+  for (int t = 1; t < threads; ++t) {
+    if (pthread_create(&slices[t].thread, NULL, work, &slices[t])) {
+      for (int u = 1; u < t; ++u) slices[u].repeats = 0;
+      __atomic_store_n(&go, 1, __ATOMIC_RELEASE);
+      for (int u = 1; u < t; ++u) pthread_join(slices[u].thread, NULL);
+      return -1;
+    }
+  }
+  while (__atomic_load_n(&ready, __ATOMIC_ACQUIRE) < threads - 1) {
+  }
+  double start = seconds();
+  __atomic_store_n(&go, 1, __ATOMIC_RELEASE);
+  work(&slices[0]);
+  double end = slices[0].end;
+  for (int t = 1; t < threads; ++t) {
+    pthread_join(slices[t].thread, NULL);
+    if (slices[t].end > end) end = slices[t].end;
+  }
+  return end - start;
+}

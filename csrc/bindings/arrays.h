@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Everything between a Python argument and a pointer: checks, their messages, memory order, results.
+//
+// Functions here throw `Failure` with the Python error set; `guarded` turns that into a null result.
+#pragma once
+
+#define PY_ARRAY_UNIQUE_SYMBOL normfast_array_api
+#ifndef NF_OWNS_NUMPY
+#define NO_IMPORT_ARRAY
+#endif
+#include <Python.h>
+#include <numpy/arrayobject.h>
+
+#include <cstdint>
+#include <utility>
+
+#include "../cpu/kernels.h"
+
+namespace nf {
+
+struct Failure {};
+
+// An owned reference.
+class Ref {
+ public:
+  Ref() = default;
+  explicit Ref(PyObject* owned) : p_(owned) {}
+  static Ref borrow(PyObject* p) {
+    Py_XINCREF(p);
+    return Ref(p);
+  }
+  // The result of a C API call that returns null on error.
+  static Ref checked(PyObject* owned) {
+    if (owned == nullptr) throw Failure{};
+    return Ref(owned);
+  }
+  Ref(Ref&& o) noexcept : p_(std::exchange(o.p_, nullptr)) {}
+  Ref& operator=(Ref&& o) noexcept {
+    std::swap(p_, o.p_);
+    return *this;
+  }
+  ~Ref() { Py_XDECREF(p_); }
+  PyObject* get() const { return p_; }
+  PyArrayObject* array() const { return reinterpret_cast<PyArrayObject*>(p_); }
+  PyObject* release() { return std::exchange(p_, nullptr); }
+  explicit operator bool() const { return p_ != nullptr; }
+
+ private:
+  PyObject* p_ = nullptr;
+};
+
+[[noreturn]] void fail(PyObject* type, const char* format, ...);
+
+template <class F> PyObject* guarded(F f) {
+  try {
+    return f();
+  } catch (const Failure&) {
+    return nullptr;
+  }
+}
+
+// Memory order of an array: memory position i is axis[i] of the array.
+struct Order {
+  int nd = 0;
+  int axis[NPY_MAXDIMS];
+  bool identity = true;
+};
+
+// x, ready for the kernels: native, aligned and contiguous in the order `order`.
+struct Source {
+  Ref array;     // the caller's array, or a copy
+  Order order;
+  DType dtype;
+  bool copied;   // the caller's array was not contiguous in any order
+  int nd() const { return PyArray_NDIM(array.array()); }
+  const npy_intp* dims() const { return PyArray_DIMS(array.array()); }
+  npy_intp dim(int axis) const { return dims()[axis]; }
+  npy_intp size() const { return PyArray_SIZE(array.array()); }
+  const void* data() const { return PyArray_DATA(array.array()); }
+  size_t bytes() const { return size_t(PyArray_NBYTES(array.array())); }
+};
+
+// Argument `name` of function `fn` as kernel input.
+Source take_source(const char* fn, const char* name, PyObject* obj);
+// The same in the memory order, shape and dtype of `x` (dy in backward).
+Ref take_like(const char* fn, const char* name, PyObject* obj, const Source& x);
+// A copy of x in C order.
+void make_c_order(Source& x);
+
+double take_eps(const char* fn, PyObject* obj);
+double take_number(const char* fn, const char* name, PyObject* obj);
+bool take_bool(const char* fn, const char* name, PyObject* obj);
+int64_t take_int(const char* fn, const char* name, PyObject* obj);
+int take_axis(const char* fn, PyObject* obj, int nd);
+
+// The axes of a layer norm: which of x's axes are normalised.
+struct Axes {
+  bool reduced[NPY_MAXDIMS];
+  int count;
+};
+Axes take_axes(const char* fn, PyObject* obj, int nd);
+
+// weight or bias in the compute type of x, contiguous; `type_num` remembers the caller's dtype for the gradient.
+// `permutation`, if not null, is applied to the parameter's axes first.
+struct Param {
+  Ref array;
+  Ref given;
+  const void* data = nullptr;
+  PyArray_Descr* descr = nullptr;  // borrowed from `given`
+};
+Param take_param(const char* fn, const char* name, PyObject* obj, const Source& x, int nd, const npy_intp* dims, const int* permutation,
+                 const char* match);
+
+// A statistic as contiguous doubles.
+struct Stat {
+  Ref array;
+  Ref given;
+  const double* data = nullptr;
+};
+Stat take_stat(const char* fn, const char* name, PyObject* obj, int nd, const npy_intp* dims, const int* permutation);
+
+// Which gradients are wanted.
+enum Need : int { need_x = 1, need_weight = 2, need_bias = 4 };
+int take_needs(const char* fn, PyObject* obj, bool has_weight, bool has_bias_gradient);
+
+// A result of x's dtype: where the kernel writes, and what the caller gets.
+class Result {
+ public:
+  // `inputs`: arrays that `out` must not overlap; those flagged in `same` may be `out` itself.
+  struct Input {
+    PyObject* array;
+    const char* name;
+    bool same;
+  };
+  Result(const char* fn, PyObject* out, const Source& x, const Input* inputs, int count);
+  void* data() const { return PyArray_DATA(target_.array()); }
+  PyArrayObject* array() const { return target_.array(); }
+  Ref finish();
+
+ private:
+  Ref target_, result_;  // result_ is null where the target is the result
+};
+
+// A new statistic array: shape `dims`, laid out in `permutation` order if that is not null.
+Ref new_stat(DType x, int nd, const npy_intp* dims, const int* permutation);
+Ref new_array(PyArray_Descr* borrowed, int nd, const npy_intp* dims, size_t bytes, const void* like);
+
+// A parameter gradient from contiguous doubles: rounded once to `descr`, un-permuted, shape `dims`.
+Ref new_gradient(const double* values, PyArray_Descr* borrowed, int nd, const npy_intp* dims, const int* permutation);
+
+// Doubles into an array made by new_stat.
+void fill_stat(const Ref& stat, const double* values);
+bool arrays_overlap(PyArrayObject* a, PyArrayObject* b);
+
+PyObject* build_results(Ref* items, int count);
+
+// Releases the GIL around work that takes long enough to be worth it.
+constexpr size_t gil_threshold = 256 << 10;
+template <class F> bool without_gil(size_t bytes, F f) {
+  if (bytes < gil_threshold) return f();
+  PyThreadState* state = PyEval_SaveThread();
+  const bool ok = f();
+  PyEval_RestoreThread(state);
+  return ok;
+}
+
+Ref shape_of(int nd, const npy_intp* dims);
+[[noreturn]] void out_of_memory();
+
+// Entry points take a fixed number of positional arguments; the Python functions hold names and defaults.
+using Entry = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
+template <Entry f, int n> PyObject* exactly(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+  if (count == n) return f(self, args, count);
+  PyErr_Format(PyExc_TypeError, "expected %d positional arguments, got %zd", n, count);
+  return nullptr;
+}
+#define NF_METHOD(name, n) \
+  { #name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&exactly<name, n>)), METH_FASTCALL, nullptr }
+
+// Method tables, one per file.
+extern PyMethodDef layer_norm_methods[], group_norm_methods[], batch_norm_methods[], control_methods[];
+
+}  // namespace nf

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Affine: y = (x - mean)*rstd*weight + bias with given statistics per channel, i.e. batch norm in evaluation.
+//
+//   traffic    x is read once, y is written once: 2 s bytes per cell of size s
+#include "columns.h"
+
+namespace nf {
+namespace {
+
+template <class T> struct Evaluation {
+  ForwardMap<T> map;
+  int64_t rows_at_once;  // rows of the matrix (planes: images) that one piece takes
+  bool planes;
+};
+
+template <class T> void evaluate(void* context, int64_t begin, int64_t end, int) {
+  const Evaluation<T>& e = *static_cast<const Evaluation<T>*>(context);
+  const int64_t from = begin * e.rows_at_once, to = smaller(end * e.rows_at_once, e.map.g.outer);
+  if (e.planes) map_planes(e.map, from, to, 0);
+  else map_unit(e.map, from, to, 0, 0);
+}
+
+template <class T> bool affine_map(const AffineMap& a) {
+  using C = typename TypeOf<T>::compute;
+  const Columns& g = a.g;
+  const int64_t width = g.channels * g.span, repeats = table_repeats(g, width, width);
+  const bool planes = is_planes(g) && g.span >= long_plane;
+  const int64_t bytes = g.outer * width * int64_t(sizeof(T));
+  Work<C> tables(3 * padded64(width * repeats));
+  if (tables.failed()) return false;
+  Evaluation<T> e{};
+  ForwardMap<T>& f = e.map;
+  f.g = g;
+  f.x = static_cast<const T*>(a.x), f.y = static_cast<T*>(a.y);
+  f.w = static_cast<const C*>(a.weight), f.b = static_cast<const C*>(a.bias);
+  f.mean = a.mean, f.rstd = a.rstd;
+  f.hi = tables.p, f.s = f.hi + padded64(width * repeats), f.t = f.s + padded64(width * repeats);
+  f.tile = width, f.repeats = repeats;
+  f.center = true;
+  f.extreme = any_extreme<C>(a.mean, a.rstd, g.channels, false);
+  f.streaming = use_streaming(size_t(2 * bytes)) && streamable(f.y);
+  e.planes = planes;
+  if (!planes || f.extreme) build_tables(f);
+  e.rows_at_once = map_rows(width * int64_t(sizeof(T)), repeats);
+  const int64_t pieces = ceil_div(g.outer, e.rows_at_once);
+  parallel_for(pieces, bytes <= small_work ? pieces : 1, evaluate<T>, &e, get_threads());
+  return true;
+}
+
+}  // namespace
+
+void NF_NAME(fill_affine)(Kernels& k) {
+  k.affine[int(DType::f64)] = affine_map<double>;
+  k.affine[int(DType::f32)] = affine_map<float>;
+  k.affine[int(DType::f16)] = affine_map<f16>;
+  k.affine[int(DType::bf16)] = affine_map<bf16>;
+}
+
+}  // namespace nf

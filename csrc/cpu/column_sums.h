@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Sums down the columns of a matrix, in the order of sums.h: the same bits as if each column had been a row.
+//
+// Sixteen columns (eight in double) lie in a vector; lane j of the canonical order is the rows j, j + L, j + 2 L, ...
+// A window of 4 L rows gives every lane one chain of four; the sums of the lanes wait in tables that stay in the
+// first-level cache while the rows stream by.
+#pragma once
+
+#include "sums.h"
+
+namespace nf {
+namespace {
+
+constexpr int strip = 4;  // vectors of columns that go down together: 256 bytes of each row
+
+template <class C> struct LaneTables {
+  static constexpr int L = Lanes<C>::n;
+  Vec<C> s2[L], q2[L], s3[L], q3[L];
+  F64 s[8][L / 8], q[8][L / 8];  // eight double lanes, each of L columns
+};
+
+NF_INLINE void widen_to(F64 (&out)[2], F32 v) { out[0] = lower(v), out[1] = upper(v); }
+NF_INLINE void widen_to(F64 (&out)[1], F64 v) { out[0] = v; }
+
+// Terms down a column. `column(c, k)` fetches what belongs to the L columns from c (k < L: only the first k), and
+// its get(o, a, b, c) gives row o: a for the first sum, b*c for the second.
+template <class C, class T> NF_INLINE Vec<C> cells_at(const T* p, int k) {
+  return k == Lanes<C>::n ? Cells<C, T>::load(p) : Cells<C, T>::load_n(p, k, C(0));
+}
+
+// (x - shift, (x - shift)^2)
+template <class C, class T> struct ColumnShifted {
+  const T* x;
+  int64_t pitch;
+  const C* shift;
+  struct Column {
+    const T* x;
+    int64_t pitch;
+    Vec<C> shift;
+    int k;
+    __attribute__((always_inline)) inline void get(int64_t o, Vec<C>& a, Vec<C>& b, Vec<C>& c) const {
+      a = b = c = cells_at<C>(x + o * pitch, k) - shift;
+    }
+    __attribute__((always_inline)) inline void fetch(int64_t o) const { __builtin_prefetch(x + o * pitch, 0, 2); }
+  };
+  __attribute__((always_inline)) inline Column column(int64_t c, int k) const {
+    return {x + c, pitch, cells_at<C>(shift + c, k), k};
+  }
+};
+
+// (0, x^2)
+template <class C, class T> struct ColumnSquared {
+  const T* x;
+  int64_t pitch;
+  struct Column {
+    const T* x;
+    int64_t pitch;
+    int k;
+    __attribute__((always_inline)) inline void get(int64_t o, Vec<C>& a, Vec<C>& b, Vec<C>& c) const {
+      a = splat<C>(0), b = c = cells_at<C>(x + o * pitch, k);
+    }
+    __attribute__((always_inline)) inline void fetch(int64_t o) const { __builtin_prefetch(x + o * pitch, 0, 2); }
+  };
+  __attribute__((always_inline)) inline Column column(int64_t c, int k) const { return {x + c, pitch, k}; }
+};
+
+// (dy, dy*(x - shift))
+template <class C, class T> struct ColumnSlopes {
+  const T *dy, *x;
+  int64_t pitch;
+  const C* shift;
+  struct Column {
+    const T *dy, *x;
+    int64_t pitch;
+    Vec<C> shift;
+    int k;
+    __attribute__((always_inline)) inline void get(int64_t o, Vec<C>& a, Vec<C>& b, Vec<C>& c) const {
+      a = b = cells_at<C>(dy + o * pitch, k);
+      c = cells_at<C>(x + o * pitch, k) - shift;
+    }
+    __attribute__((always_inline)) inline void fetch(int64_t o) const {
+      __builtin_prefetch(dy + o * pitch, 0, 2), __builtin_prefetch(x + o * pitch, 0, 2);
+    }
+  };
+  __attribute__((always_inline)) inline Column column(int64_t c, int k) const {
+    return {dy + c, x + c, pitch, cells_at<C>(shift + c, k), k};
+  }
+};
+
+// (dy*w, dy*w*xhat): one weight per row, null for ones
+template <class C, class T, bool Center> struct ColumnWeighted {
+  const T *dy, *x;
+  int64_t pitch;
+  const C *w, *hi, *rs, *t;
+  struct Column {
+    const T *dy, *x;
+    int64_t pitch;
+    const C* w;
+    Vec<C> hi, rs, t;
+    int k;
+    __attribute__((always_inline)) inline void get(int64_t o, Vec<C>& a, Vec<C>& b, Vec<C>& c) const {
+      a = cells_at<C>(dy + o * pitch, k);
+      if (w != nullptr) a = a * splat<C>(w[o]);
+      b = a;
+      c = cells_at<C>(x + o * pitch, k);
+      if constexpr (Center) c = fma(c - hi, rs, t);
+      else c = c * rs;
+    }
+    __attribute__((always_inline)) inline void fetch(int64_t o) const {
+      __builtin_prefetch(dy + o * pitch, 0, 2), __builtin_prefetch(x + o * pitch, 0, 2);
+    }
+  };
+  __attribute__((always_inline)) inline Column column(int64_t c, int k) const {
+    return {dy + c, x + c, pitch, w, cells_at<C>(hi + c, k), cells_at<C>(rs + c, k), cells_at<C>(t + c, k), k};
+  }
+};
+
+// Rows [o, o + 4 L) of one vector of columns, or up to `end`.
+template <class C, bool Whole, class Column>
+NF_INLINE void window(const Column& f, int64_t o, int64_t end, LaneTables<C>& t) {
+  constexpr int64_t L = Lanes<C>::n;
+  for (int64_t j = 0; j < L; ++j) {
+    Vec<C> a, b, c;
+    if (!Whole && o + j >= end) return;
+    f.get(o + j, a, b, c);
+    Vec<C> s1 = a, q1 = b * c;
+    for (int64_t i = 1; i < 4; ++i) {
+      if (!Whole && o + i * L + j >= end) break;
+      f.get(o + i * L + j, a, b, c);
+      s1 = s1 + a, q1 = fma(b, c, q1);
+    }
+    if constexpr (Whole)
+      for (int64_t i = 4; i < 8; ++i) f.fetch(o + i * L + j);
+    t.s2[j] = t.s2[j] + s1, t.q2[j] = t.q2[j] + q1;
+  }
+}
+
+template <class C> NF_INLINE void close_group(LaneTables<C>& t) {
+  const Vec<C> zero = splat<C>(0);
+  for (int j = 0; j < Lanes<C>::n; ++j) {
+    t.s3[j] = t.s3[j] + t.s2[j], t.q3[j] = t.q3[j] + t.q2[j];
+    t.s2[j] = t.q2[j] = zero;
+  }
+}
+
+template <class C> NF_INLINE void close_block(LaneTables<C>& t) {
+  constexpr int L = Lanes<C>::n;
+  const Vec<C> zero = splat<C>(0);
+  for (int j = 0; j < 8; ++j) {
+    F64 s[L / 8], q[L / 8];
+    widen_to(s, t.s3[j]), widen_to(q, t.q3[j]);
+    if constexpr (L == 16) {
+      F64 s8[2], q8[2];
+      widen_to(s8, t.s3[j + 8]), widen_to(q8, t.q3[j + 8]);
+      for (int h = 0; h < 2; ++h) s[h] = s[h] + s8[h], q[h] = q[h] + q8[h];
+    }
+    for (int h = 0; h < L / 8; ++h) t.s[j][h] = t.s[j][h] + s[h], t.q[j][h] = t.q[j][h] + q[h];
+  }
+  for (int j = 0; j < L; ++j) t.s3[j] = t.q3[j] = zero;
+}
+
+NF_INLINE F64 fold8(const F64 (&v)[8]) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+
+// The sums of one chunk, rows [begin, end), of the columns [c0, c1), into s[0..] and q[0..].
+template <class C, class Term>
+__attribute__((noinline)) void column_chunk(const Term& f, int64_t begin, int64_t end, int64_t c0, int64_t c1, double* s, double* q) {
+  constexpr int64_t L = Lanes<C>::n;
+  LaneTables<C> tables[strip];
+  for (int64_t from = c0; from < c1; from += strip * L) {
+    const int64_t to = from + strip * L < c1 ? from + strip * L : c1;
+    const int vectors = int((to - from + L - 1) / L);
+    std::memset(static_cast<void*>(tables), 0, sizeof(LaneTables<C>) * size_t(vectors));
+    int64_t o = begin;
+    for (int turn = 1; o < end; ++turn, o += 4 * L) {
+      for (int v = 0; v < vectors; ++v) {
+        const int64_t c = from + v * L;
+        const int k = int(to - c < L ? to - c : L);
+        if (k == L && o + 4 * L <= end) window<C, true>(f.column(c, int(L)), o, end, tables[v]);
+        else window<C, false>(f.column(c, k), o, end, tables[v]);
+        const bool last = o + 4 * L >= end;
+        if (turn % 4 == 0 || last) close_group(tables[v]);
+        if (turn % 16 == 0 || last) close_block(tables[v]);
+      }
+    }
+    for (int v = 0; v < vectors; ++v)
+      for (int h = 0; h < int(L / 8); ++h) {
+        F64 vs[8], vq[8];
+        for (int j = 0; j < 8; ++j) vs[j] = tables[v].s[j][h], vq[j] = tables[v].q[j][h];
+        const int64_t c = from + v * L + h * 8;
+        const int64_t k = to - c < 8 ? to - c : 8;
+        if (k <= 0) continue;
+        Cells<double, double>::store_n(s + (c - c0), fold8(vs), int(k));
+        Cells<double, double>::store_n(q + (c - c0), fold8(vq), int(k));
+      }
+  }
+}
+
+// pilot() of sums.h, for each of the columns [c0, c1) of `n` rows.
+template <class C, class T>
+__attribute__((noinline)) void column_pilots(const T* x, int64_t pitch, int64_t n, int64_t c0, int64_t c1, C* out) {
+  constexpr int64_t L = Lanes<C>::n;
+  const int64_t last = n - L;
+  const int64_t starts[4] = {0, last / 3, 2 * last / 3, last};
+  const Vec<C> quarter = splat<C>(C(0.25));
+  for (int64_t c = c0; c < c1; c += L) {
+    const int k = int(c1 - c < L ? c1 - c : L);
+    F64 sum[8][L / 8];
+    for (int64_t l = L - 1; l >= 0; --l) {
+      const auto cell = [&](int i) { return cells_at<C>(x + (n < L ? (l < n ? l : 0) : starts[i] + l) * pitch + c, k); };
+      Vec<C> p = cell(0) * quarter;
+      for (int i = 1; i < 4; ++i) p = fma(cell(i), quarter, p);
+      F64 wide[L / 8];
+      widen_to(wide, p);
+      for (int h = 0; h < int(L / 8); ++h) sum[l % 8][h] = l < 8 && L == 16 ? wide[h] + sum[l][h] : wide[h];
+    }
+    double mean[L];
+    for (int h = 0; h < int(L / 8); ++h) {
+      F64 v[8];
+      for (int j = 0; j < 8; ++j) v[j] = sum[j][h];
+      store(mean + 8 * h, fold8(v) * splat<double>(1.0 / double(L)));
+    }
+    for (int i = 0; i < k; ++i) out[c - c0 + i] = static_cast<C>(mean[i]);
+  }
+}
+
+}  // namespace
+}  // namespace nf

@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What the forward, backward and evaluation kernels of Columns share: how the matrix is cut into units of work, and
+// the tables of coefficients, one per column.
+//
+// Two ways through the same array. `Planes` (batch norm, channels first): each statistic owns runs of `span` cells;
+// a unit is a block of channels. `Matrix` (everything else): rows of channels*span cells, sums go down the columns; a
+// unit is a stretch of columns of one batch item. A unit that fits the cache is the work of one thread, from the sums
+// to the map; larger ones are shared out, sums first, then the map, back to front.
+#pragma once
+
+#include "column_sums.h"
+#include "kernels.h"
+#include "maps.h"
+#include "tables.h"
+#include "threads.h"
+
+namespace nf {
+namespace {
+
+NF_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+NF_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+NF_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Runs at least this long are summed as runs; shorter ones lie across a vector and are summed down the columns.
+constexpr int64_t plane_span = 8;
+NF_INLINE bool is_planes(const Columns& g) { return g.by_plane && g.span >= plane_span; }
+
+// Planes at least this long have their own loop with constant coefficients; shorter ones are mapped through tables.
+constexpr int64_t long_plane = 512;
+
+struct PlaneCut {
+  int64_t block;         // channels of a unit
+  int64_t blocks;
+  int64_t chunk_planes;  // planes whose sums are added in lanes before they are folded
+  int64_t chunks;
+  bool by_unit;          // a unit per thread, or each unit shared by all
+};
+
+NF_INLINE PlaneCut cut_planes(const Columns& g, int threads) {
+  PlaneCut cut;
+  // About 8 KiB of neighbouring cells in each plane row; a multiple of 16 short planes ends on a whole vector.
+  int64_t block = larger(1, 1600 / g.span);
+  if (block >= 16) block = block / 16 * 16;
+  cut.block = smaller(block, g.channels);
+  cut.blocks = ceil_div(g.channels, cut.block);
+  cut.chunk_planes = larger(1, 65536 / g.span);
+  cut.chunks = ceil_div(g.outer, cut.chunk_planes);
+  cut.by_unit = threads == 1 || cut.blocks >= 4 * threads;
+  return cut;
+}
+
+struct MatrixCut {
+  int64_t width;    // columns of a row
+  int64_t tile;     // columns of a unit
+  int64_t tiles;
+  bool by_unit;
+};
+
+constexpr int64_t row_segment = 512;
+
+template <class T> NF_INLINE MatrixCut cut_matrix(const Columns& g, int arrays, int threads) {
+  MatrixCut cut;
+  cut.width = g.channels * g.span;
+  const int64_t column_bytes = g.outer * int64_t(sizeof(T)) * arrays;
+  const int64_t budget = int64_t(cache_sizes().l2) * 3 / 4;
+  int64_t tile = cut.width;
+  // Narrower than this, the runs of a row are too short for the memory system.
+  const int64_t least = smaller(cut.width, 512);
+  if (tile * column_bytes > budget) tile = larger(least, budget / column_bytes);
+  // Whole channels and, if possible, whole vectors.
+  // Layer norm over a middle axis sums dweight over segments of the row: tiles hold whole ones.
+  const int64_t step = g.param_span == 0 ? row_segment : g.span % 16 == 0 ? g.span : g.span * (g.span % 8 == 0 ? 2 : g.span % 4 == 0 ? 4 : g.span % 2 == 0 ? 8 : 16);
+  cut.tiles = ceil_div(cut.width, tile);
+  tile = ceil_div(ceil_div(cut.width, cut.tiles), step) * step;
+  cut.tile = smaller(tile, cut.width);
+  cut.tiles = ceil_div(cut.width, cut.tile);
+  const bool fits = cut.tile * column_bytes <= 2 * budget;
+  cut.by_unit = fits && (threads == 1 || g.batch * cut.tiles >= 2 * threads || g.outer * cut.width * int64_t(sizeof(T)) <= small_work);
+  if (!cut.by_unit) cut.tile = cut.width, cut.tiles = 1;
+  return cut;
+}
+
+// Rows narrower than this are mapped several at a time, with their tables repeated.
+NF_INLINE int64_t table_repeats(const Columns& g, int64_t tile, int64_t width) {
+  if (g.param_span == 0 || tile != width || width >= 256) return 1;
+  const int64_t whole = width % 16 == 0 ? 1 : width % 8 == 0 ? 2 : width % 4 == 0 ? 4 : width % 2 == 0 ? 8 : 16;
+  return ceil_div(ceil_div(512, width), whole) * whole;
+}
+
+NF_INLINE int64_t padded64(int64_t n) { return (n + 63) / 64 * 64; }
+
+// Unit `index` of a pass F (forward or backward): its batch item and its columns.
+template <class F, class U> NF_INLINE void set_unit(const F& f, U& u, int64_t index) {
+  const int64_t tiles = f.is_planes ? f.planes.blocks : f.matrix.tiles;
+  const int64_t tile = f.is_planes ? f.planes.block * f.g.span : f.matrix.tile;
+  u.b = index / tiles;
+  u.c0 = index % tiles * tile;
+  u.c1 = smaller(u.c0 + tile, f.g.channels * f.g.span);
+}
+
+template <class U> NF_INLINE void clear_totals(U& u, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) u.total[i] = {};
+}
+
+// How the sums of one unit are shared out between threads: chunks of rows times stretches of columns, as few
+// stretches as keep the threads busy, since long runs of a row suit the memory system.
+struct Stretches {
+  int64_t width, count;
+};
+NF_INLINE Stretches stretch_columns(int64_t columns, int64_t chunks, int threads) {
+  const int64_t wanted = ceil_div(threads > 1 ? 4 * threads : 1, chunks);
+  const int64_t width = larger(64, ceil_div(ceil_div(columns, wanted), 64) * 64);
+  return {width, ceil_div(columns, width)};
+}
+
+// Rows of the matrix in one piece of a shared map.
+NF_INLINE int64_t map_rows(int64_t row_bytes, int64_t repeats) {
+  return ceil_div(larger(1, (int64_t(1) << 17) / row_bytes), repeats) * repeats;
+}
+
+// Carves arrays out of one piece of workspace; with a null base it only counts.
+struct Carver {
+  char* base;
+  int64_t used = 0;
+  template <class T> __attribute__((always_inline)) inline T* take(int64_t n) {
+    T* p = base != nullptr ? reinterpret_cast<T*>(base + used) : nullptr;
+    used += padded64(n * int64_t(sizeof(T)));
+    return p;
+  }
+};
+
+// Is there a coefficient in [0, n) that float cannot hold?
+template <class C> NF_INLINE bool any_extreme(const double* mean, const double* rstd, int64_t n, bool backward) {
+  if (sizeof(C) == 8) return false;
+  for (int64_t i = 0; i < n; ++i)
+    if (!(backward ? fits_single_backward(mean[i], rstd[i]) : fits_single(mean[i], rstd[i]))) return true;
+  return false;
+}
+
+// ---- the forward map, shared with batch norm in evaluation -----------------------------------------------------------
+
+// What the map of one unit needs: statistics of its channels (from channel `first`), and its tables.
+template <class T> struct ForwardMap {
+  using C = typename TypeOf<T>::compute;
+  Columns g;
+  const T* x;  // of the batch item
+  T* y;
+  const C *w, *b;
+  const double *mean, *mean_lo, *rstd;  // per channel of the unit; mean_lo may be null
+  int64_t first;                        // the unit's first channel
+  C *hi, *s, *t;                        // tables from the unit's first column, `repeats` times
+  int64_t tile, repeats;                // columns of the unit
+  bool center, extreme, streaming;
+};
+
+template <class T> NF_INLINE double param(const typename TypeOf<T>::compute* p, int64_t i, double otherwise) {
+  return p != nullptr ? double(p[i]) : otherwise;
+}
+
+template <class T> void build_tables(ForwardMap<T>& f) {
+  using C = typename TypeOf<T>::compute;
+  const Columns& g = f.g;
+  for (int64_t i = 0; i * g.span < f.tile; ++i) {
+    const double lo = f.mean_lo != nullptr ? f.mean_lo[i] : 0.0;
+    if (g.param_span == 0) {
+      const Hat<C> h = hat<C>(f.mean[i], lo, f.rstd[i]);
+      f.hi[i] = h.hi, f.s[i] = h.rs, f.t[i] = h.t;  // span is 1
+      continue;
+    }
+    Affine<C> k{};
+    for (int64_t j = 0; j < g.span; ++j) {
+      if (j % g.param_span == 0) {
+        const int64_t p = ((f.first + i) * g.span + j) / g.param_span;
+        k = affine<C>(f.mean[i], lo, f.rstd[i], param<T>(f.w, p, 1.0), param<T>(f.b, p, 0.0));
+      }
+      f.hi[i * g.span + j] = k.hi, f.s[i * g.span + j] = k.s, f.t[i * g.span + j] = k.t;
+    }
+  }
+  for (int64_t r = 1; r < f.repeats; ++r) {
+    std::memcpy(f.hi + r * f.tile, f.hi, size_t(f.tile) * sizeof(C));
+    std::memcpy(f.s + r * f.tile, f.s, size_t(f.tile) * sizeof(C));
+    std::memcpy(f.t + r * f.tile, f.t, size_t(f.tile) * sizeof(C));
+  }
+}
+
+// Cells of one row of the unit whose channel float cannot hold are computed in double; the others as the vectors do.
+template <class T> __attribute__((noinline)) void map_row_carefully(const ForwardMap<T>& f, int64_t o, const T* x, T* y) {
+  using C = typename TypeOf<T>::compute;
+  const Columns& g = f.g;
+  for (int64_t c = 0; c < f.tile; ++c) {
+    const int64_t i = c / g.span;
+    const bool rows = g.param_span == 0;
+    const int64_t p = rows ? o : (f.first * g.span + c) / g.param_span;
+    const double w = param<T>(f.w, p, 1.0), b = param<T>(f.b, p, 0.0);
+    if (fits_single(f.mean[i], f.rstd[i])) {
+      const float v = Cast<T>::get(x[c]);
+      float out;
+      if (rows) {
+        const float h = f.center ? fma1f(v - float(f.hi[c]), float(f.s[c]), float(f.t[c])) : v * float(f.s[c]);
+        out = fma1f(h, float(w), float(b));
+      } else {
+        out = fma1f(v - float(f.hi[c]), float(f.s[c]), float(f.t[c]));
+      }
+      y[c] = Cast<T>::from(C(out));
+    } else {
+      const Hat<double> h = hat<double>(f.mean[i], f.mean_lo != nullptr ? f.mean_lo[i] : 0.0, f.rstd[i]);
+      y[c] = Cast<T>::from(fma1(fma1(double(Cast<T>::get(x[c])) - h.hi, h.rs, h.t), w, b));
+    }
+  }
+}
+
+// Rows [begin, end) of the unit whose first column is c0; `next`: cells ahead of x that will be needed next, 0 for none.
+template <class T, bool Stream, bool Center> void map_matrix(const ForwardMap<T>& f, int64_t begin, int64_t end, int64_t c0, int64_t next) {
+  using C = typename TypeOf<T>::compute;
+  const int64_t width = f.g.channels * f.g.span;
+  for (int64_t o = begin; o < end; o += f.repeats) {
+    const T* x = f.x + o * width + c0;
+    T* y = f.y + o * width + c0;
+    if (f.extreme) {
+      for (int64_t r = 0; r < f.repeats && o + r < end; ++r) map_row_carefully(f, o + r, x + r * width, y + r * width);
+      continue;
+    }
+    const int64_t n = smaller(f.repeats, end - o) * f.tile;
+    const Ahead ahead{next != 0 ? x + next : nullptr};
+    if (f.g.param_span == 0)
+      map_cells<C, Stream>(y, n, ahead, TableHatOp<C, T, Center>{x, f.hi, f.s, f.t, C(param<T>(f.w, o, 1.0)), C(param<T>(f.b, o, 0.0))});
+    else
+      map_cells<C, Stream>(y, n, ahead, TableAffineOp<C, T>{x, f.hi, f.s, f.t});
+  }
+  stream_fence(Stream);
+}
+
+template <class T> __attribute__((noinline)) void map_unit(const ForwardMap<T>& f, int64_t begin, int64_t end, int64_t c0, int64_t next) {
+  if (f.g.param_span == 0 && !f.center) f.streaming ? map_matrix<T, true, false>(f, begin, end, c0, next) : map_matrix<T, false, false>(f, begin, end, c0, next);
+  else f.streaming ? map_matrix<T, true, true>(f, begin, end, c0, next) : map_matrix<T, false, true>(f, begin, end, c0, next);
+}
+
+// Planes [begin, end) of the unit's channels, each with constant coefficients.
+template <class T, bool Stream> void map_long_planes(const ForwardMap<T>& f, int64_t begin, int64_t end, int64_t next) {
+  using C = typename TypeOf<T>::compute;
+  const int64_t channels = f.tile / f.g.span, width = f.g.channels * f.g.span;
+  for (int64_t o = begin; o < end; ++o)
+    for (int64_t i = 0; i < channels; ++i) {
+      const int64_t c = f.first + i, at = o * width + c * f.g.span;
+      const Affine<C> k = affine<C>(f.mean[i], f.mean_lo != nullptr ? f.mean_lo[i] : 0.0, f.rstd[i], param<T>(f.w, c, 1.0), param<T>(f.b, c, 0.0));
+      map_cells<C, Stream>(f.y + at, f.g.span, Ahead{next != 0 ? f.x + at + next : nullptr}, AffineOp<C, T>{f.x + at, k});
+    }
+  stream_fence(Stream);
+}
+
+template <class T> __attribute__((noinline)) void map_planes(const ForwardMap<T>& f, int64_t begin, int64_t end, int64_t next) {
+  if (f.g.span < long_plane || f.extreme) return map_unit(f, begin, end, f.first * f.g.span, next);
+  if (f.streaming) map_long_planes<T, true>(f, begin, end, next);
+  else map_long_planes<T, false>(f, begin, end, next);
+}
+
+}  // namespace
+}  // namespace nf

@@ -1,0 +1,515 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Columns, backward. With g = dy*weight, xhat = (x - mean)*rstd and averages over the n cells of a statistic:
+//
+//   dx = rstd*(g - mean(g) - xhat*mean(g*xhat));   dweight = sum(dy*xhat), dbias = sum(dy)
+//
+// Parameters along the channels: everything follows from A = sum(dy) and B = sum(dy*(x - mean)) of each column.
+// Parameters along the rows (layer norm over a middle axis): the sums of g and g*xhat of each column give dx, and a
+// pass along the rows gives dweight and dbias.
+//
+//   traffic    as forward, with dy beside x: 3 s bytes per cell of size s from the cache on, 5 s beyond it
+#include "columns.h"
+
+namespace nf {
+namespace {
+
+template <class T> struct Backward {
+  using C = typename TypeOf<T>::compute;
+  const ColumnsBackward& a;
+  Columns g;
+  MatrixCut matrix{};
+  PlaneCut planes{};
+  bool is_planes = false, streaming = false, ahead = false, wants_params = false, needs_sums = true;
+  int64_t chunks = 1, repeats = 1;
+  const C* w = nullptr;
+  char* work = nullptr;
+  int64_t work_bytes = 0;
+  double* column_sums = nullptr;  // [batch][columns or, for planes, channels][2]: A and B*rstd
+  double* row_sums = nullptr;     // [batch][segments][outer][2]
+  int64_t segments = 0;
+  int threads = 1;
+};
+
+template <class T> struct Unit {
+  using C = typename TypeOf<T>::compute;
+  int64_t b, c0, c1;
+  C* shift;          // per column (planes: channel): the mean, rounded
+  double* sums;      // of one chunk, or of all chunks
+  ChunkTotal* total;
+  double* wide_shift;
+  double *c1_of, *c2_of;  // per channel
+  F64* lanes;
+  C *hi, *p, *q, *t, *b_of;  // tables; for parameters along the rows: hi, rs, a, t, b
+  bool extreme;
+};
+
+template <class T> NF_INLINE int64_t carve(const Backward<T>& f, char* base, Unit<T>* u, int64_t columns, int64_t channels, bool shared) {
+  using C = typename TypeOf<T>::compute;
+  Unit<T> none;
+  if (u == nullptr) u = &none;
+  Carver k{base};
+  const int64_t per = f.is_planes ? channels : columns;
+  u->shift = k.take<C>(per);
+  u->sums = k.take<double>(2 * per * (shared ? (f.is_planes ? f.planes.chunks : f.chunks) : 1));
+  u->total = k.take<ChunkTotal>(per);
+  u->wide_shift = k.take<double>(per);
+  u->c1_of = k.take<double>(channels), u->c2_of = k.take<double>(channels);
+  u->lanes = k.take<F64>(f.is_planes ? 2 * channels : 0);
+  const int64_t table = columns * f.repeats;
+  u->hi = k.take<C>(table), u->p = k.take<C>(table), u->q = k.take<C>(table), u->t = k.take<C>(table);
+  u->b_of = k.take<C>(f.g.param_span == 0 ? table : 0);
+  return k.used;
+}
+
+template <class T> NF_INLINE const T* item(const Backward<T>& f, const void* p, int64_t b) {
+  return static_cast<const T*>(p) + b * f.g.outer * f.g.channels * f.g.span;
+}
+template <class T> NF_INLINE double mean_of(const Backward<T>& f, const Unit<T>& u, int64_t i) {
+  return f.a.mean != nullptr ? f.a.mean[u.b * f.g.channels + u.c0 / f.g.span + i] : 0.0;
+}
+template <class T> NF_INLINE double rstd_at(const Backward<T>& f, const Unit<T>& u, int64_t i) {
+  return f.a.rstd[u.b * f.g.channels + u.c0 / f.g.span + i];
+}
+template <class T> NF_INLINE bool by_rows(const Backward<T>& f) { return f.g.param_span == 0; }
+template <class T> NF_INLINE bool fits(const Backward<T>& f, const Unit<T>& u, int64_t i) {
+  return sizeof(typename TypeOf<T>::compute) == 8 || fits_single_backward(mean_of(f, u, i), rstd_at(f, u, i));
+}
+
+// The rounded means (and, for parameters along the rows, the rest of xhat's coefficients) before anything is summed.
+template <class T> void begin_unit(const Backward<T>& f, Unit<T>& u) {
+  using C = typename TypeOf<T>::compute;
+  const int64_t span = f.g.span, channels = (u.c1 - u.c0) / span;
+  u.extreme = false;
+  for (int64_t i = 0; i < channels; ++i) {
+    const bool good = fits(f, u, i);
+    u.extreme = u.extreme || !good;
+    const Hat<C> h = good ? hat<C>(mean_of(f, u, i), 0, rstd_at(f, u, i)) : Hat<C>{};
+    if (by_rows(f)) u.hi[i] = h.hi, u.p[i] = h.rs, u.t[i] = h.t;
+    if (f.is_planes) u.shift[i] = h.hi;
+    else
+      for (int64_t j = 0; j < span; ++j) u.shift[i * span + j] = h.hi;
+  }
+}
+
+// ---- sums ------------------------------------------------------------------------------------------------------------------
+
+template <class T> NF_INLINE void sum_chunk(const Backward<T>& f, const Unit<T>& u, int64_t index, int64_t c0, int64_t c1, double* s, double* q) {
+  using C = typename TypeOf<T>::compute;
+  const int64_t begin = index * chunk_cells<C>, end = smaller(begin + chunk_cells<C>, f.g.outer), width = f.matrix.width;
+  const T *dy = item(f, f.a.dy, u.b), *x = item(f, f.a.x, u.b);
+  if (!by_rows(f))
+    column_chunk<C>(ColumnSlopes<C, T>{dy, x, width, u.shift - u.c0}, begin, end, c0, c1, s, q);
+  else if (f.a.center)
+    column_chunk<C>(ColumnWeighted<C, T, true>{dy, x, width, f.w, u.hi - u.c0, u.p - u.c0, u.t - u.c0}, begin, end, c0, c1, s, q);
+  else
+    column_chunk<C>(ColumnWeighted<C, T, false>{dy, x, width, f.w, u.hi - u.c0, u.p - u.c0, u.t - u.c0}, begin, end, c0, c1, s, q);
+}
+
+// One column (planes: channel) that float cannot hold, cell by cell in double: A and B*rstd, weighted where the
+// parameters go along the rows.
+template <class T> __attribute__((noinline)) Sums extreme_column(const Backward<T>& f, const Unit<T>& u, int64_t c, double mean, double rstd) {
+  const int64_t width = f.g.channels * f.g.span, run = f.is_planes ? f.g.span : 1;
+  const int64_t at = u.c0 + (f.is_planes ? c * f.g.span : c);
+  const T *dy = item(f, f.a.dy, u.b) + at, *x = item(f, f.a.x, u.b) + at;
+  ChunkTotal total;
+  for (int64_t o = 0; o < f.g.outer; ++o)
+    for (int64_t j = 0; j < run; ++j) {
+      const int64_t i = o * width + j;
+      const double d = double(Cast<T>::get(dy[i])) * (by_rows(f) && f.w != nullptr ? double(f.w[o]) : 1.0);
+      total.add({d, d * ((double(Cast<T>::get(x[i])) - mean) * usable(rstd))});
+    }
+  return total.total();
+}
+
+// From the totals to the two averages of each channel; keeps A and B*rstd for the parameter gradients.
+template <class T> void find_averages(const Backward<T>& f, Unit<T>& u) {
+  const int64_t span = f.g.span, channels = (u.c1 - u.c0) / span;
+  const double n = double(f.g.outer) * double(span);
+  const int64_t per = f.is_planes ? 1 : span;  // totals per channel
+  for (int64_t i = 0; i < channels; ++i) {
+    const double mean = mean_of(f, u, i), rstd = rstd_at(f, u, i);
+    const double lo = mean - double(u.shift[i * per]);
+    const bool good = fits(f, u, i);
+    double s1 = 0, s2 = 0;
+    for (int64_t j = 0; j < per; ++j) {
+      const int64_t c = i * per + j;
+      Sums t;
+      if (!good) t = extreme_column(f, u, c, mean, rstd);
+      else {
+        t = u.total[c].total();
+        if (!by_rows(f)) t.q = (t.q - lo * t.s) * usable(rstd);
+      }
+      if (f.column_sums != nullptr) {
+        const int64_t row = f.is_planes ? f.g.channels : f.matrix.width;
+        double* keep = f.column_sums + (u.b * row + (f.is_planes ? u.c0 / span : u.c0) + c) * 2;
+        keep[0] = t.s, keep[1] = t.q;
+      }
+      double w = 1;
+      if (!by_rows(f) && f.w != nullptr) w = double(f.w[f.is_planes ? u.c0 / span + i : (u.c0 + c) / f.g.param_span]);
+      s1 += w * t.s, s2 += w * t.q;
+    }
+    u.c1_of[i] = f.a.center ? s1 / n : 0.0, u.c2_of[i] = s2 / n;
+  }
+}
+
+// ---- map -------------------------------------------------------------------------------------------------------------------
+
+template <class T> void build_tables(const Backward<T>& f, Unit<T>& u) {
+  using C = typename TypeOf<T>::compute;
+  const int64_t span = f.g.span, tile = u.c1 - u.c0;
+  for (int64_t i = 0; i * span < tile; ++i) {
+    const bool good = fits(f, u, i);
+    const double mean = mean_of(f, u, i), rstd = rstd_at(f, u, i);
+    if (by_rows(f)) {
+      const Slope<C> k = good ? slope<C>(rstd, u.c1_of[i], u.c2_of[i]) : Slope<C>{};
+      u.q[i] = k.a, u.b_of[i] = k.b;
+      continue;
+    }
+    Gradient<C> k{};
+    for (int64_t j = 0; j < span; ++j) {
+      if (j % f.g.param_span == 0 && good) {
+        const double w = f.w != nullptr ? double(f.w[(u.c0 + i * span + j) / f.g.param_span]) : 1.0;
+        k = f.a.frozen ? Gradient<C>{0, C(usable(rstd) * w), 0, 0} : gradient<C>(mean, rstd, w, u.c1_of[i], u.c2_of[i]);
+      }
+      const int64_t c = i * span + j;
+      u.hi[c] = k.hi, u.p[c] = k.p, u.q[c] = k.q, u.t[c] = k.t;
+    }
+  }
+  C* const tables[4] = {u.hi, u.p, u.q, u.t};
+  for (int64_t r = 1; r < f.repeats; ++r)
+    for (C* table : tables) std::memcpy(table + r * tile, table, size_t(tile) * sizeof(C));
+}
+
+// One row of a unit in which float cannot hold some channel: those in double, the others as the vectors do.
+template <class T> __attribute__((noinline)) void map_row_carefully(const Backward<T>& f, const Unit<T>& u, int64_t o, const T* dy, const T* x, T* dx) {
+  const int64_t span = f.g.span;
+  for (int64_t c = 0; c < u.c1 - u.c0; ++c) {
+    const int64_t i = c / span;
+    const double w = f.w == nullptr ? 1.0 : double(f.w[by_rows(f) ? o : (u.c0 + c) / f.g.param_span]);
+    if (!fits(f, u, i)) {
+      const double d = double(Cast<T>::get(dy[c])) * w, rstd = rstd_at(f, u, i);
+      const double xhat = (double(Cast<T>::get(x[c])) - mean_of(f, u, i)) * rstd;
+      dx[c] = Cast<T>::from(f.a.frozen ? rstd * d : rstd * (d - u.c1_of[i] - xhat * u.c2_of[i]));
+      continue;
+    }
+    const float d = Cast<T>::get(dy[c]), v = Cast<T>::get(x[c]);
+    float out;
+    if (by_rows(f)) {
+      const float rs = float(u.p[c]), h = f.a.center ? fma1f(v - float(u.hi[c]), rs, float(u.t[c])) : v * rs;
+      out = fma1f(d * float(w), rs, fma1f(h, float(u.q[c]), float(u.b_of[c])));
+    } else if (f.a.frozen) {
+      out = fma1f(d - 0.0f, float(u.p[c]), 0.0f);
+    } else {
+      out = fma1f(d, float(u.p[c]), fma1f(v - float(u.hi[c]), float(u.q[c]), float(u.t[c])));
+    }
+    dx[c] = Cast<T>::from(typename TypeOf<T>::compute(out));
+  }
+}
+
+template <class T, bool Stream> void map_matrix(const Backward<T>& f, const Unit<T>& u, int64_t begin, int64_t end, int64_t next) {
+  using C = typename TypeOf<T>::compute;
+  const int64_t width = f.g.channels * f.g.span, tile = u.c1 - u.c0;
+  for (int64_t o = begin; o < end; o += f.repeats) {
+    const int64_t at = o * width + u.c0;
+    const T *dy = item(f, f.a.dy, u.b) + at, *x = item(f, f.a.x, u.b) + at;
+    T* dx = const_cast<T*>(item(f, f.a.dx, u.b)) + at;
+    if (u.extreme) {
+      for (int64_t r = 0; r < f.repeats && o + r < end; ++r) map_row_carefully(f, u, o + r, dy + r * width, x + r * width, dx + r * width);
+      continue;
+    }
+    const int64_t n = smaller(f.repeats, end - o) * tile;
+    Ahead ahead;
+    if (next != 0) ahead = {dy + next, x + next};
+    if (by_rows(f)) {
+      const C w = f.w != nullptr ? f.w[o] : C(1);
+      if (f.a.center) map_cells<C, Stream>(dx, n, ahead, TableHatGradientOp<C, T, true>{dy, x, u.hi, u.p, u.t, u.q, u.b_of, w});
+      else map_cells<C, Stream>(dx, n, ahead, TableHatGradientOp<C, T, false>{dy, x, u.hi, u.p, u.t, u.q, u.b_of, w});
+    } else if (f.a.frozen) {
+      map_cells<C, Stream>(dx, n, ahead, TableAffineOp<C, T>{dy, u.hi, u.p, u.t});
+    } else {
+      map_cells<C, Stream>(dx, n, ahead, TableGradientOp<C, T>{dy, x, u.hi, u.p, u.q, u.t});
+    }
+  }
+  stream_fence(Stream);
+}
+
+template <class T, bool Stream> void map_long_planes(const Backward<T>& f, const Unit<T>& u, int64_t begin, int64_t end, int64_t next) {
+  using C = typename TypeOf<T>::compute;
+  const int64_t span = f.g.span, channels = (u.c1 - u.c0) / span, width = f.g.channels * span;
+  const T *dy = static_cast<const T*>(f.a.dy), *x = static_cast<const T*>(f.a.x);
+  T* dx = static_cast<T*>(f.a.dx);
+  for (int64_t o = begin; o < end; ++o)
+    for (int64_t i = 0; i < channels; ++i) {
+      const int64_t at = o * width + u.c0 + i * span;
+      const double rstd = rstd_at(f, u, i), w = f.w != nullptr ? double(f.w[u.c0 / span + i]) : 1.0;
+      Ahead ahead;
+      if (next != 0) ahead = {dy + at + next, x + at + next};
+      if (f.a.frozen) {
+        map_cells<C, Stream>(dx + at, span, ahead, AffineOp<C, T>{dy + at, {0, C(usable(rstd) * w), 0}});
+      } else {
+        const Gradient<C> k = gradient<C>(mean_of(f, u, i), rstd, w, u.c1_of[i], u.c2_of[i]);
+        map_cells<C, Stream>(dx + at, span, ahead, GradientOp<C, T>{dy + at, x + at, k});
+      }
+    }
+  stream_fence(Stream);
+}
+
+template <class T> __attribute__((noinline)) void map_unit(const Backward<T>& f, const Unit<T>& u, int64_t begin, int64_t end, int64_t next) {
+  const bool long_runs = f.is_planes && f.g.span >= long_plane && !u.extreme;
+  if (long_runs) f.streaming ? map_long_planes<T, true>(f, u, begin, end, next) : map_long_planes<T, false>(f, u, begin, end, next);
+  else f.streaming ? map_matrix<T, true>(f, u, begin, end, next) : map_matrix<T, false>(f, u, begin, end, next);
+}
+
+// (dy, dy*xhat) along a row
+template <class C, class T, bool Center> struct RowSlopes {
+  const T *dy, *x;
+  const C *hi, *rs, *t;
+  using V = Vec<C>;
+  __attribute__((always_inline)) inline V xhat(V v, V h, V r, V u) const {
+    if constexpr (Center) return fma(v - h, r, u);
+    else return v * r;
+  }
+  __attribute__((always_inline)) inline void get(int64_t i, V& a, V& b, V& c) const {
+    a = b = Cells<C, T>::load(dy + i);
+    c = xhat(Cells<C, T>::load(x + i), Cells<C, C>::load(hi + i), Cells<C, C>::load(rs + i), Cells<C, C>::load(t + i));
+  }
+  __attribute__((always_inline)) inline void get_n(int64_t i, int n, V& a, V& b, V& c) const {
+    a = b = Cells<C, T>::load_n(dy + i, n, C(0));
+    c = xhat(Cells<C, T>::load_n(x + i, n, C(0)), Cells<C, C>::load_n(hi + i, n, C(0)), Cells<C, C>::load_n(rs + i, n, C(0)),
+             Cells<C, C>::load_n(t + i, n, C(0)));
+  }
+};
+
+// Parameters along the rows: the sums of rows [begin, end) over each segment of the unit's columns.
+template <class T> __attribute__((noinline)) void sum_rows(const Backward<T>& f, const Unit<T>& u, int64_t begin, int64_t end) {
+  using C = typename TypeOf<T>::compute;
+  for (int64_t o = begin; o < end; ++o)
+    for (int64_t c = u.c0; c < u.c1; c += row_segment) {
+      const int64_t n = smaller(row_segment, u.c1 - c), at = o * f.matrix.width + c, i = c - u.c0;
+      const T *dy = item(f, f.a.dy, u.b) + at, *x = item(f, f.a.x, u.b) + at;
+      Sums s;
+      if (f.a.center) s = run_sums<C>(RowSlopes<C, T, true>{dy, x, u.hi + i, u.p + i, u.t + i}, n);
+      else s = run_sums<C>(RowSlopes<C, T, false>{dy, x, u.hi + i, u.p + i, u.t + i}, n);
+      if (u.extreme)  // these columns have zero coefficients, so they are missing from the second sum
+        for (int64_t j = 0; j < n; ++j)
+          if (!fits(f, u, i + j))
+            s.q += double(Cast<T>::get(dy[j])) * ((double(Cast<T>::get(x[j])) - mean_of(f, u, i + j)) * rstd_at(f, u, i + j));
+      double* out = f.row_sums + ((u.b * f.segments + c / row_segment) * f.g.outer + o) * 2;
+      out[0] = s.s, out[1] = s.q;
+    }
+}
+
+// ---- one unit, one thread --------------------------------------------------------------------------------------------------
+
+template <class T> void matrix_units(void* context, int64_t begin, int64_t end, int slot) {
+  const Backward<T>& f = *static_cast<const Backward<T>*>(context);
+  Unit<T> u{};
+  carve(f, f.work + slot * f.work_bytes, &u, f.matrix.tile, f.matrix.tile / f.g.span, false);
+  for (int64_t index = begin; index < end; ++index) {
+    set_unit(f, u, index);
+    const int64_t columns = u.c1 - u.c0;
+    begin_unit(f, u);
+    if (f.needs_sums) {
+      clear_totals(u, columns);
+      for (int64_t i = 0; i < f.chunks; ++i) {
+        sum_chunk(f, u, i, u.c0, u.c1, u.sums, u.sums + columns);
+        for (int64_t c = 0; c < columns; ++c) u.total[c].add({u.sums[c], u.sums[columns + c]});
+      }
+      find_averages(f, u);
+    }
+    if (f.row_sums != nullptr) sum_rows(f, u, 0, f.g.outer);
+    if (f.a.dx == nullptr) continue;
+    build_tables(f, u);
+    map_unit(f, u, 0, f.g.outer, 0);
+  }
+}
+
+template <class T>
+__attribute__((noinline)) void plane_chunk(const Backward<T>& f, int64_t index, int64_t first, int64_t channels, const typename TypeOf<T>::compute* shift,
+                                           F64* lanes, double* sums) {
+  using C = typename TypeOf<T>::compute;
+  const int64_t begin = index * f.planes.chunk_planes, end = smaller(begin + f.planes.chunk_planes, f.g.outer);
+  for (int64_t i = 0; i < 2 * channels; ++i) lanes[i] = splat<double>(0);
+  for (int64_t o = begin; o < end; ++o)
+    for (int64_t i = 0; i < channels; ++i) {
+      const int64_t at = (o * f.g.channels + first + i) * f.g.span;
+      F64 s = lanes[2 * i], q = lanes[2 * i + 1];
+      add_blocks<C>(Slopes<C, T>{static_cast<const T*>(f.a.dy) + at, static_cast<const T*>(f.a.x) + at, shift[i]}, 0, f.g.span, s, q);
+      lanes[2 * i] = s, lanes[2 * i + 1] = q;
+    }
+  for (int64_t i = 0; i < channels; ++i) sums[2 * i] = sum_lanes(lanes[2 * i]), sums[2 * i + 1] = sum_lanes(lanes[2 * i + 1]);
+}
+
+template <class T> void plane_units(void* context, int64_t begin, int64_t end, int slot) {
+  const Backward<T>& f = *static_cast<const Backward<T>*>(context);
+  Unit<T> u{};
+  carve(f, f.work + slot * f.work_bytes, &u, f.planes.block * f.g.span, f.planes.block, false);
+  for (int64_t index = begin; index < end; ++index) {
+    set_unit(f, u, index);
+    const int64_t first = u.c0 / f.g.span, channels = (u.c1 - u.c0) / f.g.span;
+    begin_unit(f, u);
+    if (f.needs_sums) {
+      clear_totals(u, channels);
+      for (int64_t i = 0; i < f.planes.chunks; ++i) {
+        plane_chunk(f, i, first, channels, u.shift, u.lanes, u.sums);
+        for (int64_t c = 0; c < channels; ++c) u.total[c].add({u.sums[2 * c], u.sums[2 * c + 1]});
+      }
+      find_averages(f, u);
+    }
+    if (f.a.dx == nullptr) continue;
+    if (f.g.span < long_plane || u.extreme) build_tables(f, u);
+    const bool more = f.ahead && u.c1 + (u.c1 - u.c0) <= f.g.channels * f.g.span;
+    map_unit(f, u, 0, f.g.outer, more ? u.c1 - u.c0 : 0);
+  }
+}
+
+// ---- one unit, all threads -------------------------------------------------------------------------------------------------
+
+template <class T> struct Shared {
+  const Backward<T>& f;
+  Unit<T>& u;
+  Stretches stretches;
+  int64_t rows_at_once, pieces;
+};
+
+template <class T> void shared_sums(void* context, int64_t begin, int64_t end, int) {
+  Shared<T>& s = *static_cast<Shared<T>*>(context);
+  const int64_t columns = s.u.c1 - s.u.c0;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t chunk = i / s.stretches.count, c0 = i % s.stretches.count * s.stretches.width;
+    const int64_t c1 = smaller(c0 + s.stretches.width, columns);
+    double* out = s.u.sums + chunk * 2 * columns + c0;
+    sum_chunk(s.f, s.u, chunk, c0, c1, out, out + columns);
+  }
+}
+
+template <class T> void shared_plane_sums(void* context, int64_t begin, int64_t end, int slot) {
+  Shared<T>& s = *static_cast<Shared<T>*>(context);
+  const Backward<T>& f = s.f;
+  F64* lanes = reinterpret_cast<F64*>(f.work + f.work_bytes) + slot * 2 * f.planes.block;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t chunk = i / f.planes.blocks, first = i % f.planes.blocks * f.planes.block;
+    const int64_t channels = smaller(f.planes.block, f.g.channels - first);
+    plane_chunk(f, chunk, first, channels, s.u.shift + first, lanes, s.u.sums + (chunk * f.g.channels + first) * 2);
+  }
+}
+
+template <class T> void shared_rows(void* context, int64_t begin, int64_t end, int) {
+  Shared<T>& s = *static_cast<Shared<T>*>(context);
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t from = (s.pieces - 1 - i) * s.rows_at_once, to = smaller(from + s.rows_at_once, s.f.g.outer);
+    if (s.f.row_sums != nullptr) sum_rows(s.f, s.u, from, to);
+    if (s.f.a.dx != nullptr) map_unit(s.f, s.u, from, to, 0);
+  }
+}
+
+template <class T> void shared_units(Backward<T>& f) {
+  Unit<T> u{};
+  const int64_t columns = f.g.channels * f.g.span, per = f.is_planes ? f.g.channels : columns;
+  carve(f, f.work, &u, columns, f.g.channels, true);
+  u.c0 = 0, u.c1 = columns;
+  Shared<T> s{f, u, stretch_columns(columns, f.chunks, f.threads), map_rows(2 * columns * int64_t(sizeof(T)), f.repeats), 0};
+  s.pieces = ceil_div(f.g.outer, s.rows_at_once);
+  const int64_t chunks = f.is_planes ? f.planes.chunks : f.chunks;
+  for (u.b = 0; u.b < f.g.batch; ++u.b) {
+    begin_unit(f, u);
+    if (f.needs_sums) {
+      if (f.is_planes) parallel_for(chunks * f.planes.blocks, 1, shared_plane_sums<T>, &s, f.threads);
+      else parallel_for(chunks * s.stretches.count, 1, shared_sums<T>, &s, f.threads);
+      clear_totals(u, per);
+      for (int64_t i = 0; i < chunks; ++i)
+        for (int64_t c = 0; c < per; ++c) {
+          const double* sums = u.sums + i * 2 * per;
+          u.total[c].add(f.is_planes ? Sums{sums[2 * c], sums[2 * c + 1]} : Sums{sums[c], sums[per + c]});
+        }
+      find_averages(f, u);
+    }
+    if (f.a.dx != nullptr) build_tables(f, u);
+    if (f.a.dx != nullptr || f.row_sums != nullptr) parallel_for(s.pieces, 1, shared_rows<T>, &s, f.threads);
+  }
+}
+
+// ---- parameter gradients ---------------------------------------------------------------------------------------------------
+
+template <class T> void sum_params(const Backward<T>& f) {
+  const Columns& g = f.g;
+  if (f.row_sums != nullptr) {
+    for (int64_t o = 0; o < g.outer; ++o) {
+      double w = 0, b = 0;
+      for (int64_t i = 0; i < g.batch * f.segments; ++i) {
+        const double* sums = f.row_sums + (i * g.outer + o) * 2;
+        b += sums[0], w += sums[1];
+      }
+      if (f.a.dweight != nullptr) f.a.dweight[o] = w;
+      if (f.a.dbias != nullptr) f.a.dbias[o] = b;
+    }
+    return;
+  }
+  const int64_t row = f.is_planes ? g.channels : f.matrix.width, each = f.is_planes ? 1 : g.param_span;
+  for (int64_t p = 0; p < row / each; ++p) {
+    double w = 0, b = 0;
+    for (int64_t i = 0; i < g.batch; ++i)
+      for (int64_t c = p * each; c < (p + 1) * each; ++c) {
+        const double* sums = f.column_sums + (i * row + c) * 2;
+        b += sums[0], w += sums[1];
+      }
+    if (f.a.dweight != nullptr) f.a.dweight[p] = w;
+    if (f.a.dbias != nullptr) f.a.dbias[p] = b;
+  }
+}
+
+template <class T> bool backward(const ColumnsBackward& a) {
+  using C = typename TypeOf<T>::compute;
+  Backward<T> f{a, a.g};
+  const Columns& g = a.g;
+  f.threads = get_threads();
+  const int64_t bytes = g.batch * g.outer * g.channels * g.span * int64_t(sizeof(T));
+  if (bytes <= small_work) f.threads = 1;
+  f.w = static_cast<const C*>(a.weight);
+  f.wants_params = a.dweight != nullptr || a.dbias != nullptr;
+  f.needs_sums = (a.dx != nullptr && !a.frozen) || (f.wants_params && g.param_span != 0);
+  f.is_planes = is_planes(g) && a.center;
+  f.streaming = use_streaming(size_t(3 * bytes)) && streamable(static_cast<const T*>(a.dx));
+  f.chunks = chunk_count<C>(g.outer);
+  int64_t units, lanes_bytes = 0;
+  bool by_unit;
+  if (f.is_planes) {
+    f.planes = cut_planes(g, f.threads);
+    f.ahead = 2 * bytes > int64_t(cache_sizes().l2);
+    by_unit = f.planes.by_unit, units = f.planes.blocks;
+    f.work_bytes = by_unit ? carve<T>(f, nullptr, nullptr, f.planes.block * g.span, f.planes.block, false)
+                           : carve<T>(f, nullptr, nullptr, g.channels * g.span, g.channels, true);
+    if (!by_unit) lanes_bytes = f.threads * 2 * f.planes.block * int64_t(sizeof(F64));
+  } else {
+    f.matrix = cut_matrix<T>(g, 2, f.threads);
+    f.repeats = table_repeats(g, f.matrix.tile, f.matrix.width);
+    by_unit = f.matrix.by_unit, units = g.batch * f.matrix.tiles;
+    f.work_bytes = by_unit ? carve<T>(f, nullptr, nullptr, f.matrix.tile, f.matrix.tile / g.span, false)
+                           : carve<T>(f, nullptr, nullptr, f.matrix.width, g.channels, true);
+  }
+  f.segments = ceil_div(g.channels * g.span, row_segment);
+  const bool along_rows = f.wants_params && g.param_span == 0, along_columns = f.wants_params && !along_rows;
+  Work<char> work(by_unit ? f.work_bytes * f.threads : f.work_bytes + lanes_bytes);
+  Work<double> row_sums(along_rows ? g.batch * f.segments * g.outer * 2 : 0);
+  Work<double> column_sums(along_columns ? g.batch * (f.is_planes ? g.channels : f.matrix.width) * 2 : 0);
+  if (work.failed() || row_sums.failed() || column_sums.failed()) return false;
+  f.work = work.p, f.row_sums = row_sums.p, f.column_sums = column_sums.p;
+  if (!by_unit) shared_units(f);
+  else {
+    const int64_t grain = larger(1, smaller(units / (4 * f.threads), 8));
+    parallel_for(units, f.threads == 1 ? units : grain, f.is_planes ? plane_units<T> : matrix_units<T>, &f, f.threads);
+  }
+  if (f.wants_params) sum_params(f);
+  return true;
+}
+
+}  // namespace
+
+void NF_NAME(fill_columns_backward)(Kernels& k) {
+  k.columns_backward[int(DType::f64)] = backward<double>;
+  k.columns_backward[int(DType::f32)] = backward<float>;
+  k.columns_backward[int(DType::f16)] = backward<f16>;
+  k.columns_backward[int(DType::bf16)] = backward<bf16>;
+}
+
+}  // namespace nf

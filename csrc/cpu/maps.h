@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The affine maps that every norm ends with, cell by cell: one loop (`map_cells`) and the operations it runs.
+#pragma once
+
+#include "../formula.h"
+#include "vec.h"
+
+namespace nf {
+namespace {
+
+// Memory that will be needed next, brought into the second-level cache while a loop of the same length writes, so that
+// reading and writing overlap. Null: nothing.
+struct Ahead {
+  const void *first = nullptr, *second = nullptr;
+};
+
+// y[i] = op(i) for i in [0, n). An operation has get(i), the L cells from i, and get_n(i, k), the k < L cells from i.
+// Streaming stores need an aligned address: the loop starts with the cells before it.
+template <class C, bool Stream, class T, class Op>
+NF_INLINE void map_cells(T* y, int64_t n, Ahead ahead, const Op& op) {
+  constexpr int64_t L = Lanes<C>::n;
+  int64_t i = 0;
+  if constexpr (Stream) {
+    const int64_t before = int64_t(-reinterpret_cast<uintptr_t>(y) / sizeof(T) % uintptr_t(L));
+    if (before > 0) {
+      i = before < n ? before : n;
+      Cells<C, T>::store_n(y, op.get_n(0, int(i)), int(i));
+    }
+  }
+  if (ahead.first != nullptr) {
+    const T* a = static_cast<const T*>(ahead.first);
+    const T* b = static_cast<const T*>(ahead.second != nullptr ? ahead.second : ahead.first);
+    for (; i + L <= n; i += L) {
+      __builtin_prefetch(a + i, 0, 2);
+      __builtin_prefetch(b + i, 0, 2);
+      put<Stream, C>(y + i, op.get(i));
+    }
+  } else {
+    for (; i + L <= n; i += L) put<Stream, C>(y + i, op.get(i));
+  }
+  if (i < n) Cells<C, T>::store_n(y + i, op.get_n(i, int(n - i)), int(n - i));
+}
+
+// Can y be written by streaming stores at all?
+template <class T> NF_INLINE bool streamable(const T* y) { return reinterpret_cast<uintptr_t>(y) % sizeof(T) == 0; }
+
+// y = (x - mean)*rstd*weight + bias, each cell with its own parameters
+template <class C, class T, bool Center, bool Weighted, bool Biased> struct HatOp {
+  const T* x;
+  Hat<C> h;
+  const C *w, *b;
+  using V = Vec<C>;
+  __attribute__((always_inline)) inline V apply(V v, V wv, V bv) const {
+    if constexpr (Center) v = fma(v - splat<C>(h.hi), splat<C>(h.rs), splat<C>(h.t));
+    else v = v * splat<C>(h.rs);
+    if constexpr (Weighted && Biased) return fma(v, wv, bv);
+    else if constexpr (Weighted) return v * wv;
+    else return v;
+  }
+  __attribute__((always_inline)) inline V get(int64_t i) const {
+    V wv{}, bv{};
+    if constexpr (Weighted) wv = Cells<C, C>::load(w + i);
+    if constexpr (Biased) bv = Cells<C, C>::load(b + i);
+    return apply(Cells<C, T>::load(x + i), wv, bv);
+  }
+  __attribute__((always_inline)) inline V get_n(int64_t i, int n) const {
+    V wv{}, bv{};
+    if constexpr (Weighted) wv = Cells<C, C>::load_n(w + i, n, C(0));
+    if constexpr (Biased) bv = Cells<C, C>::load_n(b + i, n, C(0));
+    return apply(Cells<C, T>::load_n(x + i, n, C(0)), wv, bv);
+  }
+};
+
+// y = fma(x - hi, s, t), one set of coefficients for the whole run
+template <class C, class T> struct AffineOp {
+  const T* x;
+  Affine<C> k;
+  using V = Vec<C>;
+  __attribute__((always_inline)) inline V get(int64_t i) const {
+    return fma(Cells<C, T>::load(x + i) - splat<C>(k.hi), splat<C>(k.s), splat<C>(k.t));
+  }
+  __attribute__((always_inline)) inline V get_n(int64_t i, int n) const {
+    return fma(Cells<C, T>::load_n(x + i, n, k.hi) - splat<C>(k.hi), splat<C>(k.s), splat<C>(k.t));
+  }
+};
+
+// dx = fma(dy, p, fma(x - hi, q, t)), one set of coefficients for the whole run
+template <class C, class T> struct GradientOp {
+  const T *dy, *x;
+  Gradient<C> k;
+  using V = Vec<C>;
+  __attribute__((always_inline)) inline V apply(V d, V v) const {
+    return fma(d, splat<C>(k.p), fma(v - splat<C>(k.hi), splat<C>(k.q), splat<C>(k.t)));
+  }
+  __attribute__((always_inline)) inline V get(int64_t i) const {
+    return apply(Cells<C, T>::load(dy + i), Cells<C, T>::load(x + i));
+  }
+  __attribute__((always_inline)) inline V get_n(int64_t i, int n) const {
+    return apply(Cells<C, T>::load_n(dy + i, n, C(0)), Cells<C, T>::load_n(x + i, n, k.hi));
+  }
+};
+
+// dx = rstd*(g - c1 - xhat*c2), g = dy*w: each cell with its own weight
+template <class C, class T, bool Center, bool Weighted> struct HatGradientOp {
+  const T *dy, *x;
+  Hat<C> h;
+  Slope<C> k;
+  const C* w;
+  using V = Vec<C>;
+  __attribute__((always_inline)) inline V apply(V d, V v, V wv) const {
+    if constexpr (Center) v = fma(v - splat<C>(h.hi), splat<C>(h.rs), splat<C>(h.t));
+    else v = v * splat<C>(h.rs);
+    if constexpr (Weighted) d = d * wv;
+    return fma(d, splat<C>(h.rs), fma(v, splat<C>(k.a), splat<C>(k.b)));
+  }
+  __attribute__((always_inline)) inline V get(int64_t i) const {
+    V wv{};
+    if constexpr (Weighted) wv = Cells<C, C>::load(w + i);
+    return apply(Cells<C, T>::load(dy + i), Cells<C, T>::load(x + i), wv);
+  }
+  __attribute__((always_inline)) inline V get_n(int64_t i, int n) const {
+    V wv{};
+    if constexpr (Weighted) wv = Cells<C, C>::load_n(w + i, n, C(0));
+    return apply(Cells<C, T>::load_n(dy + i, n, C(0)), Cells<C, T>::load_n(x + i, n, h.hi), wv);
+  }
+};
+
+// The same maps with a table of coefficients, one per column.
+
+// y = fma(x - hi, s, t)
+template <class C, class T> struct TableAffineOp {
+  const T* x;
+  const C *hi, *s, *t;
+  using V = Vec<C>;
+  __attribute__((always_inline)) inline V get(int64_t i) const {
+    return fma(Cells<C, T>::load(x + i) - Cells<C, C>::load(hi + i), Cells<C, C>::load(s + i), Cells<C, C>::load(t + i));
+  }
+  __attribute__((always_inline)) inline V get_n(int64_t i, int n) const {
+    return fma(Cells<C, T>::load_n(x + i, n, C(0)) - Cells<C, C>::load_n(hi + i, n, C(0)), Cells<C, C>::load_n(s + i, n, C(0)),
+               Cells<C, C>::load_n(t + i, n, C(0)));
+  }
+};
+
+// y = xhat*w + b, one w and b for the row of the matrix
+template <class C, class T, bool Center> struct TableHatOp {
+  const T* x;
+  const C *hi, *rs, *t;
+  C w, b;
+  using V = Vec<C>;
+  __attribute__((always_inline)) inline V apply(V v, V h, V r, V u) const {
+    if constexpr (Center) v = fma(v - h, r, u);
+    else v = v * r;
+    return fma(v, splat<C>(w), splat<C>(b));
+  }
+  __attribute__((always_inline)) inline V get(int64_t i) const {
+    return apply(Cells<C, T>::load(x + i), Cells<C, C>::load(hi + i), Cells<C, C>::load(rs + i), Cells<C, C>::load(t + i));
+  }
+  __attribute__((always_inline)) inline V get_n(int64_t i, int n) const {
+    return apply(Cells<C, T>::load_n(x + i, n, C(0)), Cells<C, C>::load_n(hi + i, n, C(0)), Cells<C, C>::load_n(rs + i, n, C(0)),
+                 Cells<C, C>::load_n(t + i, n, C(0)));
+  }
+};
+
+// dx = fma(dy, p, fma(x - hi, q, t))
+template <class C, class T> struct TableGradientOp {
+  const T *dy, *x;
+  const C *hi, *p, *q, *t;
+  using V = Vec<C>;
+  __attribute__((always_inline)) inline V get(int64_t i) const {
+    const V v = fma(Cells<C, T>::load(x + i) - Cells<C, C>::load(hi + i), Cells<C, C>::load(q + i), Cells<C, C>::load(t + i));
+    return fma(Cells<C, T>::load(dy + i), Cells<C, C>::load(p + i), v);
+  }
+  __attribute__((always_inline)) inline V get_n(int64_t i, int n) const {
+    const V v = fma(Cells<C, T>::load_n(x + i, n, C(0)) - Cells<C, C>::load_n(hi + i, n, C(0)), Cells<C, C>::load_n(q + i, n, C(0)),
+                    Cells<C, C>::load_n(t + i, n, C(0)));
+    return fma(Cells<C, T>::load_n(dy + i, n, C(0)), Cells<C, C>::load_n(p + i, n, C(0)), v);
+  }
+};
+
+// dx = fma(g, rs, fma(xhat, a, b)) with g = dy*w, one w for the row of the matrix
+template <class C, class T, bool Center> struct TableHatGradientOp {
+  const T *dy, *x;
+  const C *hi, *rs, *t, *a, *b;
+  C w;
+  using V = Vec<C>;
+  __attribute__((always_inline)) inline V apply(V d, V v, V h, V r, V u, V ka, V kb) const {
+    if constexpr (Center) v = fma(v - h, r, u);
+    else v = v * r;
+    return fma(d * splat<C>(w), r, fma(v, ka, kb));
+  }
+  __attribute__((always_inline)) inline V get(int64_t i) const {
+    return apply(Cells<C, T>::load(dy + i), Cells<C, T>::load(x + i), Cells<C, C>::load(hi + i), Cells<C, C>::load(rs + i),
+                 Cells<C, C>::load(t + i), Cells<C, C>::load(a + i), Cells<C, C>::load(b + i));
+  }
+  __attribute__((always_inline)) inline V get_n(int64_t i, int n) const {
+    const auto k = [&](const C* p) { return Cells<C, C>::load_n(p + i, n, C(0)); };
+    return apply(Cells<C, T>::load_n(dy + i, n, C(0)), Cells<C, T>::load_n(x + i, n, C(0)), k(hi), k(rs), k(t), k(a), k(b));
+  }
+};
+
+}  // namespace
+}  // namespace nf

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Rows: the cells of one statistic are one contiguous run (layer, RMS, group and instance norm, channels first).
+//
+//   forward    mean, var of each row;  y = (x - mean)*rstd*weight + bias
+//   traffic    x is read from memory once and again from the cache, y is written once: 2 s bytes per cell of size s
+//
+// Backward is in rows_backward.cpp. A row is the work of one thread, unless there are too few rows for the threads:
+// then its chunks (sums.h) are shared out, with the same bits.
+#include "kernels.h"
+#include "maps.h"
+#include "memory.h"
+#include "sums.h"
+#include "tables.h"
+#include "threads.h"
+
+namespace nf {
+namespace {
+
+// Cells whose parameters differ from neighbour to neighbour are mapped with vectors of parameters; where a channel
+// covers a longer run, its coefficients are computed once per run. Short runs are expanded to the first form.
+constexpr int64_t short_span = 16;
+
+template <class T> struct Forward {
+  using C = typename TypeOf<T>::compute;
+  using S = typename TypeOf<T>::stat;
+  const RowsForward& a;
+  Rows g;             // after expansion of short spans
+  const C *w, *b;     // likewise
+  int64_t n;          // cells of a row
+  bool per_cell;      // parameters per cell, not per run
+  bool streaming;
+  bool ahead;         // fetch the next row while this one is written
+  // Split rows only:
+  int64_t chunks = 0;
+  Sums* partial = nullptr;
+  double* pilots = nullptr;
+  Moments* moments = nullptr;
+};
+
+template <class T> NF_INLINE void write_stats(const Forward<T>& f, int64_t r, const Moments& m, double rstd) {
+  using S = typename TypeOf<T>::stat;
+  if (f.a.mean != nullptr) static_cast<S*>(f.a.mean)[r] = static_cast<S>(m.mean);
+  if (f.a.rstd != nullptr) static_cast<S*>(f.a.rstd)[r] = static_cast<S>(rstd);
+}
+
+template <class T, bool Stream, bool Center>
+NF_INLINE void map_hat(const Forward<T>& f, const T* x, T* y, int64_t n, Ahead ahead, int64_t param, Hat<typename TypeOf<T>::compute> h) {
+  using C = typename TypeOf<T>::compute;
+  if (f.b != nullptr) map_cells<C, Stream>(y, n, ahead, HatOp<C, T, Center, true, true>{x, h, f.w + param, f.b + param});
+  else if (f.w != nullptr) map_cells<C, Stream>(y, n, ahead, HatOp<C, T, Center, true, false>{x, h, f.w + param, nullptr});
+  else map_cells<C, Stream>(y, n, ahead, HatOp<C, T, Center, false, false>{x, h, nullptr, nullptr});
+}
+
+// The map of a row whose coefficients float cannot hold, in double, one cell at a time.
+template <class T>
+__attribute__((noinline)) void map_carefully(const Forward<T>& f, int64_t r, int64_t i0, int64_t i1, const Moments& m, double rstd) {
+  const T* x = static_cast<const T*>(f.a.x) + r * f.n;
+  T* y = static_cast<T*>(f.a.y) + r * f.n;
+  const int64_t first = (r % f.g.period) * f.g.channels;
+  const Hat<double> h = hat<double>(m.mean, m.mean_lo, rstd);
+  for (int64_t i = i0; i < i1; ++i) {
+    const int64_t p = first + i / f.g.span;
+    const double xhat = fma1(double(Cast<T>::get(x[i])) - h.hi, h.rs, h.t);
+    y[i] = Cast<T>::from(fma1(xhat, f.w != nullptr ? double(f.w[p]) : 1.0, f.b != nullptr ? double(f.b[p]) : 0.0));
+  }
+}
+
+// Cells [i0, i1) of row r.
+template <class T, bool Stream, bool Center>
+NF_INLINE void map_row(const Forward<T>& f, int64_t r, int64_t i0, int64_t i1, const Moments& m, double rstd, bool fetch) {
+  using C = typename TypeOf<T>::compute;
+  if (sizeof(C) == 4 && __builtin_expect(!fits_single(m.mean, rstd), 0)) return map_carefully(f, r, i0, i1, m, rstd);
+  const T* x = static_cast<const T*>(f.a.x) + r * f.n;
+  T* y = static_cast<T*>(f.a.y) + r * f.n;
+  const int64_t first = f.g.period == 1 ? 0 : (r % f.g.period) * f.g.channels;
+  if (f.per_cell) {
+    map_hat<T, Stream, Center>(f, x + i0, y + i0, i1 - i0, Ahead{fetch ? x + f.n + i0 : nullptr}, first + i0, hat<C>(m.mean, m.mean_lo, rstd));
+    return;
+  }
+  const int64_t span = f.w == nullptr && f.b == nullptr ? f.n : f.g.span;
+  for (int64_t i = i0; i < i1;) {
+    const int64_t c = i / span;
+    const int64_t end = (c + 1) * span < i1 ? (c + 1) * span : i1;
+    const Affine<C> k = affine<C>(m.mean, m.mean_lo, rstd, f.w != nullptr ? double(f.w[first + c]) : 1.0,
+                                  f.b != nullptr ? double(f.b[first + c]) : 0.0);
+    map_cells<C, Stream>(y + i, end - i, Ahead{fetch ? x + f.n + i : nullptr}, AffineOp<C, T>{x + i, k});
+    i = end;
+  }
+}
+
+template <class T, bool Center, bool Stream> void forward_rows(void* context, int64_t begin, int64_t end, int) {
+  const Forward<T>& f = *static_cast<const Forward<T>*>(context);
+  const T* x = static_cast<const T*>(f.a.x);
+  for (int64_t r = begin; r < end; ++r) {
+    const Moments m = run_moments<T, Center>(x + r * f.n, f.n);
+    const double rstd = rstd_of(m.var, f.a.eps);
+    write_stats(f, r, m, rstd);
+    map_row<T, Stream, Center>(f, r, 0, f.n, m, rstd, f.ahead && r + 1 < f.g.count);
+  }
+  stream_fence(Stream);
+}
+
+// ---- few long rows: the chunks of a row are shared out -----------------------------------------------------------
+
+template <class T, bool Center> void split_sums(void* context, int64_t begin, int64_t end, int) {
+  using C = typename TypeOf<T>::compute;
+  const Forward<T>& f = *static_cast<const Forward<T>*>(context);
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t r = i / f.chunks, from = (i % f.chunks) * chunk_cells<C>;
+    const T* x = static_cast<const T*>(f.a.x) + r * f.n;
+    const int64_t to = from + chunk_cells<C> < f.n ? from + chunk_cells<C> : f.n;
+    if constexpr (Center) f.partial[i] = chunk_sums<C>(Shifted<C, T>{x, C(f.pilots[r])}, from, to);
+    else f.partial[i] = chunk_sums<C>(Squared<C, T>{x}, from, to);
+  }
+}
+
+template <class T, bool Stream, bool Center> void split_map(void* context, int64_t begin, int64_t end, int) {
+  using C = typename TypeOf<T>::compute;
+  const Forward<T>& f = *static_cast<const Forward<T>*>(context);
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t r = i / f.chunks, from = (i % f.chunks) * chunk_cells<C>;
+    const int64_t to = from + chunk_cells<C> < f.n ? from + chunk_cells<C> : f.n;
+    map_row<T, Stream, Center>(f, r, from, to, f.moments[r], rstd_of(f.moments[r].var, f.a.eps), false);
+  }
+  stream_fence(Stream);
+}
+
+template <class T, bool Center> bool forward_split(Forward<T>& f, int threads) {
+  using C = typename TypeOf<T>::compute;
+  f.chunks = chunk_count<C>(f.n);
+  Work<Sums> partial(f.chunks);
+  Work<double> pilots(1);
+  Work<Moments> moments(f.g.count);
+  if (partial.failed() || pilots.failed() || moments.failed()) return false;
+  f.partial = partial.p, f.pilots = pilots.p, f.moments = moments.p;
+  // One row after the other, so that the second pass finds it in the cache.
+  const int64_t rows = f.g.count;
+  const RowsForward all = f.a;
+  for (int64_t r = 0; r < rows; ++r) {
+    RowsForward one = all;
+    one.x = static_cast<const T*>(all.x) + r * f.n;
+    one.y = static_cast<T*>(all.y) + r * f.n;
+    Forward<T> row{one, f.g, f.w, f.b, f.n, f.per_cell, f.streaming, false};
+    const int64_t first = (r % f.g.period) * f.g.channels;
+    row.g.period = 1;
+    row.w = f.w != nullptr ? f.w + first : nullptr;
+    row.b = f.b != nullptr ? f.b + first : nullptr;
+    row.chunks = f.chunks, row.partial = f.partial, row.pilots = f.pilots, row.moments = f.moments + r;
+    const T* x = static_cast<const T*>(one.x);
+    if constexpr (Center) f.pilots[0] = double(pilot<C>(x, f.n));
+    else f.pilots[0] = 0;
+    parallel_for(f.chunks, 1, split_sums<T, Center>, &row, threads);
+    ChunkTotal total;
+    for (int64_t i = 0; i < f.chunks; ++i) total.add(f.partial[i]);
+    Moments m = quick_moments<C>(total.total(), f.pilots[0], f.n, Center);
+    if (!m.good) m = careful_moments<T, Center>(x, f.n);
+    f.moments[r] = m;
+    write_stats(f, r, m, rstd_of(m.var, f.a.eps));
+    parallel_for(f.chunks, 1, f.streaming ? split_map<T, true, Center> : split_map<T, false, Center>, &row, threads);
+  }
+  return true;
+}
+
+template <class T> bool forward(const RowsForward& a) {
+  using C = typename TypeOf<T>::compute;
+  const Rows& g = a.g;
+  Forward<T> f{a, g, static_cast<const C*>(a.weight), static_cast<const C*>(a.bias), g.channels * g.span, false, false, false};
+  // A bias without a weight is rare: it gets a weight of ones.
+  const int64_t params = g.period * g.channels;
+  Work<C> ones(f.b != nullptr && f.w == nullptr ? params : 0);
+  if (ones.failed()) return false;
+  if (ones.wanted) f.w = fill_params(ones.p, params, C(1));
+  const bool expand = g.span > 1 && g.span < short_span && g.channels > 1 && (f.w != nullptr || f.b != nullptr);
+  Work<C> w_cells(expand && f.w != nullptr ? g.period * f.n : 0), b_cells(expand && f.b != nullptr ? g.period * f.n : 0);
+  if (w_cells.failed() || b_cells.failed()) return false;
+  if (expand) {
+    f.w = expand_params(f.w, w_cells.p, params, g.span);
+    f.b = expand_params(f.b, b_cells.p, params, g.span);
+    f.g.channels = f.n, f.g.span = 1;
+  }
+  f.per_cell = f.g.span == 1 && f.g.channels > 1;
+  const int64_t row_bytes = f.n * int64_t(sizeof(T));
+  f.streaming = use_streaming(size_t(2 * g.count * row_bytes)) && streamable(static_cast<const T*>(a.y));
+  f.ahead = fetch_ahead(row_bytes, g.count * row_bytes);
+  const int threads = get_threads();
+  if (threads > 1 && f.n >= 4 * chunk_cells<C> && g.count < 4 * threads)
+    return a.center ? forward_split<T, true>(f, threads) : forward_split<T, false>(f, threads);
+  // A piece is large enough to be worth a claim and small enough to share out.
+  const int64_t share = g.count / (8 * threads), cap = (int64_t(1) << 18) / row_bytes;
+  int64_t grain = share < cap ? share : cap;
+  if (grain * row_bytes < (1 << 14)) grain = (1 << 14) / row_bytes;
+  if (grain < 1) grain = 1;
+  if (threads == 1 || g.count * row_bytes <= small_work) grain = g.count;
+  const Body body = a.center ? (f.streaming ? forward_rows<T, true, true> : forward_rows<T, true, false>)
+                             : (f.streaming ? forward_rows<T, false, true> : forward_rows<T, false, false>);
+  parallel_for(g.count, grain, body, &f, threads);
+  return true;
+}
+
+}  // namespace
+
+void NF_NAME(fill_rows_forward)(Kernels& k) {
+  k.rows_forward[int(DType::f64)] = forward<double>;
+  k.rows_forward[int(DType::f32)] = forward<float>;
+  k.rows_forward[int(DType::f16)] = forward<f16>;
+  k.rows_forward[int(DType::bf16)] = forward<bf16>;
+}
+
+}  // namespace nf

@@ -1,0 +1,450 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Rows, backward. With g = dy*weight, xhat = (x - mean)*rstd and averages over the row:
+//
+//   dx = rstd*(g - mean(g) - xhat*mean(g*xhat));   dweight = sum(dy*xhat), dbias = sum(dy) over the rows
+//
+//   traffic    dy and x are read from memory once and again from the cache, dx is written once: 3 s bytes per cell
+//
+// Two forms. Where every cell has its own weight (layer, RMS norm), sixteen rows at a time: first the two sums of each
+// row, then, column by column down the sixteen rows, dx and the column's share of dweight and dbias, so that weight and
+// both gradients stay in registers. Where a channel covers a run of cells (group, instance norm), the two sums of each
+// run give everything else.
+//
+// dweight and dbias: four rows are added in a chain, four chains to a group of sixteen rows, groups in double within a
+// block of rows, blocks in order. Which rows form a block depends on the shape alone.
+#include "kernels.h"
+#include "maps.h"
+#include "sums.h"
+#include "tables.h"
+#include "threads.h"
+
+namespace nf {
+namespace {
+
+constexpr int group_rows = 16;
+
+template <class T> struct Backward {
+  using C = typename TypeOf<T>::compute;
+  const RowsBackward& a;
+  Rows g;       // after expansion of short spans
+  const C* w;   // likewise
+  int64_t n;    // cells of a row
+  bool wants_params, extreme, streaming, ahead;
+  // Rows of one phase (r % period) share their parameters; they are cut into blocks, blocks into groups.
+  int64_t phase_rows = 0, block_rows = 0, blocks = 0;
+  int at_once = group_rows;       // rows between the two steps: fewer where sixteen would leave the cache
+  double* block_sums = nullptr;   // [period][blocks][2][n]
+  C* chain_sums = nullptr;        // [slot][2][n], when at_once < group_rows
+  T* saved = nullptr;             // [slot][group_rows][n], when extreme
+  double* run_sums = nullptr;     // [count][channels][2], run form
+  int threads = 1;
+};
+
+NF_INLINE double mean_of(const RowsBackward& a, int64_t r) { return a.mean != nullptr ? a.mean[r] : 0.0; }
+
+// ---- every cell its own weight ---------------------------------------------------------------------------------------
+
+template <class C> struct RowCoefficients {
+  Hat<C> h;
+  Slope<C> k;
+};
+
+// One group: rows first, first + step, ... (`rows` of them), all of one phase.
+template <class T> struct Group {
+  using C = typename TypeOf<T>::compute;
+  const T *dy[group_rows], *x[group_rows];
+  T* dx[group_rows];
+  int64_t index[group_rows];
+  RowCoefficients<C> k[group_rows];
+  int rows;
+  const C* w;
+  double *dweight, *dbias;  // the block's sums
+  C *chain_w, *chain_b;     // sums of the chains so far, when the group is done in parts
+};
+
+// A row that float cannot hold: dx in double into `out`, its share of dweight straight into the block's sums.
+template <class T>
+__attribute__((noinline)) void extreme_row(const Backward<T>& f, const Group<T>& u, int i, T* out) {
+  const int64_t r = u.index[i];
+  const T *dy = u.dy[i], *x = u.x[i];
+  const double mean = mean_of(f.a, r), rstd = f.a.rstd[r];
+  double s1 = 0, s2 = 0;
+  for (int64_t c = 0; c < f.n; ++c) {
+    const double d = Cast<T>::get(dy[c]), xhat = (double(Cast<T>::get(x[c])) - mean) * rstd;
+    const double g = u.w != nullptr ? d * double(u.w[c]) : d;
+    s1 += g, s2 = fma1(g, xhat, s2);
+    if (u.dweight != nullptr) u.dweight[c] = fma1(d, xhat, u.dweight[c]);
+  }
+  if (out == nullptr) return;
+  const double c1 = f.a.center ? s1 / double(f.n) : 0.0, c2 = s2 / double(f.n);
+  for (int64_t c = 0; c < f.n; ++c) {
+    const double d = Cast<T>::get(dy[c]), xhat = (double(Cast<T>::get(x[c])) - mean) * rstd;
+    const double g = u.w != nullptr ? d * double(u.w[c]) : d;
+    out[c] = Cast<T>::from(rstd * (g - c1 - xhat * c2));
+  }
+}
+
+// Step one: the two sums of row i, and its coefficients.
+template <class T, bool Center>
+__attribute__((noinline)) void row_sums(const Backward<T>& f, Group<T>& u, int i, T* saved) {
+  using C = typename TypeOf<T>::compute;
+  const int64_t r = u.index[i];
+  const double mean = mean_of(f.a, r), rstd = f.a.rstd[r];
+  if (f.extreme && sizeof(C) == 4 && !fits_single_backward(mean, rstd)) {
+    extreme_row(f, u, i, f.a.dx != nullptr ? saved + i * f.n : nullptr);
+    u.k[i] = {};  // contributes nothing in the second step
+    return;
+  }
+  const Hat<C> h = hat<C>(mean, 0, rstd);
+  u.k[i].h = h, u.k[i].k = {};
+  if (f.a.dx == nullptr) return;
+  const Sums s = u.w != nullptr ? run_sums<C>(WeightedSlopes<C, T, true, Center>{u.dy[i], u.x[i], u.w, h}, f.n)
+                                : run_sums<C>(WeightedSlopes<C, T, false, Center>{u.dy[i], u.x[i], u.w, h}, f.n);
+  u.k[i].k = slope<C>(rstd, Center ? s.s / double(f.n) : 0.0, s.q / double(f.n));
+}
+
+// Step two for the cells [c, c + width*L) of rows [i0, i1) (or the last `k` cells). i0 is a multiple of four.
+template <class T, int width, bool Center, bool Stream, bool Dx, bool Partial>
+NF_INLINE void columns_step(const Backward<T>& f, const Group<T>& u, int i0, int i1, int64_t c, int k) {
+  using C = typename TypeOf<T>::compute;
+  using V = Vec<C>;
+  constexpr int64_t L = Lanes<C>::n;
+  V w[width], sum_w[width], sum_b[width];
+  const bool in_parts = u.chain_w != nullptr;
+  for (int j = 0; j < width; ++j) {
+    if (u.w == nullptr) w[j] = splat<C>(1);
+    else if constexpr (Partial) w[j] = Cells<C, C>::load_n(u.w + c, k, C(0));
+    else w[j] = Cells<C, C>::load(u.w + c + j * L);
+    sum_w[j] = sum_b[j] = splat<C>(0);
+    if (in_parts && i0 > 0) {  // the workspace is padded to whole vectors
+      sum_w[j] = Cells<C, C>::load(u.chain_w + c + j * L);
+      sum_b[j] = Cells<C, C>::load(u.chain_b + c + j * L);
+    }
+  }
+  for (int i = i0; i < i1;) {
+    const int chain_end = i + 4 < i1 ? i + 4 : i1;
+    V chain_w[width], chain_b[width];
+    for (int j = 0; j < width; ++j) chain_w[j] = chain_b[j] = splat<C>(0);
+    for (; i < chain_end; ++i) {
+      const RowCoefficients<C>& q = u.k[i];
+      const V hi = splat<C>(q.h.hi), rs = splat<C>(q.h.rs), t = splat<C>(q.h.t), a = splat<C>(q.k.a), b = splat<C>(q.k.b);
+      for (int j = 0; j < width; ++j) {
+        V d, x;
+        if constexpr (Partial) {
+          d = Cells<C, T>::load_n(u.dy[i] + c, k, C(0));
+          x = Cells<C, T>::load_n(u.x[i] + c, k, q.h.hi);
+        } else {
+          d = Cells<C, T>::load(u.dy[i] + c + j * L);
+          x = Cells<C, T>::load(u.x[i] + c + j * L);
+        }
+        if constexpr (Center) x = fma(x - hi, rs, t);
+        else x = x * rs;
+        if constexpr (Dx) {
+          const V dx = fma(d * w[j], rs, fma(x, a, b));
+          if constexpr (Partial) Cells<C, T>::store_n(u.dx[i] + c, dx, k);
+          else put<Stream, C>(u.dx[i] + c + j * L, dx);
+        }
+        chain_w[j] = fma(d, x, chain_w[j]);
+        chain_b[j] = chain_b[j] + d;
+      }
+    }
+    for (int j = 0; j < width; ++j) sum_w[j] = sum_w[j] + chain_w[j], sum_b[j] = sum_b[j] + chain_b[j];
+  }
+  if (in_parts && i1 < u.rows) {
+    for (int j = 0; j < width; ++j) {
+      Cells<C, C>::store(u.chain_w + c + j * L, sum_w[j]);
+      Cells<C, C>::store(u.chain_b + c + j * L, sum_b[j]);
+    }
+    return;
+  }
+  for (int j = 0; j < width; ++j) {
+    add_wide(u.dweight + c + j * L, sum_w[j]);
+    add_wide(u.dbias + c + j * L, sum_b[j]);
+  }
+  (void)f;
+}
+
+// Registers decide how many vectors go down the rows together; the bits do not depend on it.
+#if defined(__AVX512F__)
+constexpr int step_width = 4;
+#else
+constexpr int step_width = 1;
+#endif
+
+template <class T, bool Center, bool Stream, bool Dx>
+NF_INLINE void columns_steps(const Backward<T>& f, const Group<T>& u, int i0, int i1, int64_t begin, int64_t end) {
+  constexpr int64_t L = Lanes<typename TypeOf<T>::compute>::n;
+  int64_t c = begin;
+  for (; c + step_width * L <= end; c += step_width * L) columns_step<T, step_width, Center, Stream, Dx, false>(f, u, i0, i1, c, 0);
+  for (; c + L <= end; c += L) columns_step<T, 1, Center, Stream, Dx, false>(f, u, i0, i1, c, 0);
+  if (c < end) columns_step<T, 1, Center, false, Dx, true>(f, u, i0, i1, c, int(end - c));
+  stream_fence(Stream);
+}
+
+template <class T, bool Center>
+__attribute__((noinline)) void columns_range(const Backward<T>& f, const Group<T>& u, int i0, int i1, int64_t begin, int64_t end) {
+  if (f.a.dx == nullptr) columns_steps<T, Center, false, false>(f, u, i0, i1, begin, end);
+  else if (f.streaming) columns_steps<T, Center, true, true>(f, u, i0, i1, begin, end);
+  else columns_steps<T, Center, false, true>(f, u, i0, i1, begin, end);
+}
+
+template <class T> NF_INLINE int64_t padded(int64_t n) {
+  constexpr int64_t L = Lanes<typename TypeOf<T>::compute>::n;
+  return (n + L - 1) / L * L;
+}
+
+template <class T> NF_INLINE void fill_group(const Backward<T>& f, Group<T>& u, int64_t phase, int64_t block, int64_t first, int64_t end, int slot) {
+  u.rows = int(end - first < group_rows ? end - first : group_rows);
+  for (int i = 0; i < u.rows; ++i) {
+    const int64_t r = (first + i) * f.g.period + phase;
+    u.index[i] = r;
+    u.dy[i] = static_cast<const T*>(f.a.dy) + r * f.n;
+    u.x[i] = static_cast<const T*>(f.a.x) + r * f.n;
+    u.dx[i] = f.a.dx != nullptr ? static_cast<T*>(f.a.dx) + r * f.n : nullptr;
+  }
+  const int64_t width = padded<T>(f.n);
+  u.w = f.w != nullptr ? f.w + phase * f.n : nullptr;
+  u.dweight = f.block_sums + (phase * f.blocks + block) * 2 * width;
+  u.dbias = u.dweight + width;
+  u.chain_w = f.chain_sums != nullptr ? f.chain_sums + slot * 2 * width : nullptr;
+  u.chain_b = f.chain_sums != nullptr ? u.chain_w + width : nullptr;
+}
+
+template <class T> NF_INLINE void restore_extreme(const Backward<T>& f, const Group<T>& u, int i0, int i1, const T* saved) {
+  if (f.a.dx == nullptr) return;
+  for (int i = i0; i < i1; ++i)
+    if (!fits_single_backward(mean_of(f.a, u.index[i]), f.a.rstd[u.index[i]]))
+      std::memcpy(u.dx[i], saved + i * f.n, size_t(f.n) * sizeof(T));
+}
+
+// Items are blocks; a block belongs to one thread.
+template <class T, bool Center> void block_backward(void* context, int64_t begin, int64_t end, int slot) {
+  const Backward<T>& f = *static_cast<const Backward<T>*>(context);
+  T* saved = f.saved != nullptr ? f.saved + slot * group_rows * f.n : nullptr;
+  Group<T> u;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t phase = item / f.blocks, block = item % f.blocks;
+    const int64_t from = block * f.block_rows;
+    const int64_t to = from + f.block_rows < f.phase_rows ? from + f.block_rows : f.phase_rows;
+    for (int64_t first = from; first < to; first += group_rows) {
+      fill_group(f, u, phase, block, first, to, slot);
+      if (first == from) std::memset(u.dweight, 0, size_t(2 * padded<T>(f.n)) * sizeof(double));
+      for (int i = 0; i < u.rows; i += f.at_once) {
+        const int i1 = i + f.at_once < u.rows ? i + f.at_once : u.rows;
+        for (int j = i; j < i1; ++j) row_sums<T, Center>(f, u, j, saved);
+        columns_range<T, Center>(f, u, i, i1, 0, f.n);
+        if (f.extreme) restore_extreme(f, u, i, i1, saved);
+      }
+    }
+  }
+}
+
+// Few blocks of wide rows: the threads share the rows of the first step and the columns of the second.
+template <class T> struct Shared {
+  const Backward<T>& f;
+  Group<T>& u;
+  int i0, i1;
+};
+template <class T, bool Center> void shared_sums(void* context, int64_t begin, int64_t end, int) {
+  Shared<T>& s = *static_cast<Shared<T>*>(context);
+  for (int64_t i = begin; i < end; ++i) row_sums<T, Center>(s.f, s.u, s.i0 + int(i), s.f.saved);
+}
+constexpr int64_t shared_columns_width = 4096;
+template <class T, bool Center> void shared_columns(void* context, int64_t begin, int64_t end, int) {
+  Shared<T>& s = *static_cast<Shared<T>*>(context);
+  const int64_t last = end * shared_columns_width;
+  columns_range<T, Center>(s.f, s.u, s.i0, s.i1, begin * shared_columns_width, last < s.f.n ? last : s.f.n);
+}
+template <class T, bool Center> void shared_backward(Backward<T>& f) {
+  Group<T> u;
+  Shared<T> s{f, u, 0, 0};
+  // Extreme rows add to the shared sums in the first step: one thread then.
+  const int threads = f.extreme ? 1 : f.threads;
+  for (int64_t item = 0; item < f.g.period * f.blocks; ++item) {
+    const int64_t phase = item / f.blocks, block = item % f.blocks;
+    const int64_t from = block * f.block_rows;
+    const int64_t to = from + f.block_rows < f.phase_rows ? from + f.block_rows : f.phase_rows;
+    for (int64_t first = from; first < to; first += group_rows) {
+      fill_group(f, u, phase, block, first, to, 0);
+      if (first == from) std::memset(u.dweight, 0, size_t(2 * padded<T>(f.n)) * sizeof(double));
+      for (int i = 0; i < u.rows; i += f.at_once) {
+        s.i0 = i, s.i1 = i + f.at_once < u.rows ? i + f.at_once : u.rows;
+        parallel_for(s.i1 - s.i0, 1, shared_sums<T, Center>, &s, threads);
+        parallel_for((f.n + shared_columns_width - 1) / shared_columns_width, 1, shared_columns<T, Center>, &s, threads);
+        if (f.extreme) restore_extreme(f, u, s.i0, s.i1, f.saved);
+      }
+    }
+  }
+}
+
+// dx alone: rows are independent.
+template <class T, bool Center, bool Stream> void dx_rows(void* context, int64_t begin, int64_t end, int) {
+  using C = typename TypeOf<T>::compute;
+  const Backward<T>& f = *static_cast<const Backward<T>*>(context);
+  Group<T> u;
+  u.rows = 1, u.dweight = u.dbias = nullptr;
+  for (int64_t r = begin; r < end; ++r) {
+    u.index[0] = r;
+    u.dy[0] = static_cast<const T*>(f.a.dy) + r * f.n;
+    u.x[0] = static_cast<const T*>(f.a.x) + r * f.n;
+    u.w = f.w != nullptr ? f.w + (r % f.g.period) * f.n : nullptr;
+    T* dx = static_cast<T*>(f.a.dx) + r * f.n;
+    // In place is fine here: the extreme row reads each cell before it writes it.
+    if (f.extreme && sizeof(C) == 4 && !fits_single_backward(mean_of(f.a, r), f.a.rstd[r])) {
+      extreme_row(f, u, 0, dx);
+      continue;
+    }
+    row_sums<T, Center>(f, u, 0, nullptr);
+    Ahead ahead;
+    if (f.ahead && r + 1 < f.g.count) ahead = {u.dy[0] + f.n, u.x[0] + f.n};
+    if (u.w != nullptr) map_cells<C, Stream>(dx, f.n, ahead, HatGradientOp<C, T, Center, true>{u.dy[0], u.x[0], u.k[0].h, u.k[0].k, u.w});
+    else map_cells<C, Stream>(dx, f.n, ahead, HatGradientOp<C, T, Center, false>{u.dy[0], u.x[0], u.k[0].h, u.k[0].k, u.w});
+  }
+  stream_fence(Stream);
+}
+
+// Adds the blocks of each column up, in order, and folds the cells of a channel.
+template <class T> void sum_blocks(const Backward<T>& f) {
+  const int64_t width = padded<T>(f.n), span = f.a.g.span, channels = f.a.g.channels;
+  for (int64_t phase = 0; phase < f.g.period; ++phase)
+    for (int64_t c = 0; c < channels; ++c) {
+      double w = 0, b = 0;
+      for (int64_t s = 0; s < span; ++s)
+        for (int64_t block = 0; block < f.blocks; ++block) {
+          const double* sums = f.block_sums + (phase * f.blocks + block) * 2 * width + c * span + s;
+          w += sums[0], b += sums[width];
+        }
+      if (f.a.dweight != nullptr) f.a.dweight[phase * channels + c] = w;
+      if (f.a.dbias != nullptr) f.a.dbias[phase * channels + c] = b;
+    }
+}
+
+template <class T, bool Center> bool backward_cells(Backward<T>& f) {
+  const int64_t row_bytes = f.n * int64_t(sizeof(T));
+  if (!f.wants_params) {
+    const int64_t least = (int64_t(1) << 14) / row_bytes + 1, share = f.g.count / (8 * f.threads);
+    const int64_t cap = (int64_t(1) << 18) / row_bytes;
+    int64_t grain = share < cap ? share : cap;
+    if (grain < least) grain = least;
+    if (f.g.count * row_bytes <= small_work) grain = f.g.count;
+    parallel_for(f.g.count, grain, f.streaming ? dx_rows<T, Center, true> : dx_rows<T, Center, false>, &f, f.threads);
+    return true;
+  }
+  f.phase_rows = f.g.count / f.g.period;
+  const int64_t share = (f.phase_rows + 31) / 32;
+  f.block_rows = share < 64 ? 64 : (share + group_rows - 1) / group_rows * group_rows;
+  f.blocks = (f.phase_rows + f.block_rows - 1) / f.block_rows;
+  while (f.at_once > 4 && f.at_once * row_bytes * 2 > int64_t(cache_sizes().l2) * 3 / 4) f.at_once /= 2;
+  const int64_t width = padded<T>(f.n), items = f.g.period * f.blocks;
+  Work<double> block_sums(items * 2 * width);
+  Work<typename TypeOf<T>::compute> chain_sums(f.at_once < group_rows ? f.threads * 2 * width : 0);
+  Work<T> saved(f.extreme ? f.threads * group_rows * f.n : 0);
+  if (block_sums.failed() || chain_sums.failed() || saved.failed()) return false;
+  f.block_sums = block_sums.p, f.chain_sums = chain_sums.p, f.saved = saved.p;
+  f.streaming = f.streaming && row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(f.a.dx) % 64 == 0;
+  if (items < 2 * f.threads && f.threads > 1 && f.n >= 2 * shared_columns_width) shared_backward<T, Center>(f);
+  else parallel_for(items, f.g.count * row_bytes <= small_work ? items : 1, block_backward<T, Center>, &f, f.threads);
+  sum_blocks(f);
+  return true;
+}
+
+// ---- a channel is a run of cells ---------------------------------------------------------------------------------------
+
+template <class T, bool Stream> void run_rows(void* context, int64_t begin, int64_t end, int) {
+  using C = typename TypeOf<T>::compute;
+  const Backward<T>& f = *static_cast<const Backward<T>*>(context);
+  const int64_t channels = f.g.channels, span = f.g.span;
+  for (int64_t r = begin; r < end; ++r) {
+    const T* dy = static_cast<const T*>(f.a.dy) + r * f.n;
+    const T* x = static_cast<const T*>(f.a.x) + r * f.n;
+    const double mean = f.a.mean[r], rstd = f.a.rstd[r], scale = usable(rstd);
+    const bool single = sizeof(C) == 4 && !(f.extreme && !fits_single_backward(mean, rstd));
+    const C* w = f.w != nullptr ? f.w + (r % f.g.period) * channels : nullptr;
+    const double hi = double(C(mean)), lo = mean - hi;
+    double* sums = f.run_sums + r * channels * 2;
+    double s1 = 0, s2 = 0;
+    for (int64_t c = 0; c < channels; ++c) {
+      Sums s;
+      if (single || sizeof(C) == 8) {
+        s = run_sums<C>(Slopes<C, T>{dy + c * span, x + c * span, C(hi)}, span);
+        s.q -= lo * s.s;
+      } else {
+        s = run_sums<double>(Slopes<double, T>{dy + c * span, x + c * span, mean}, span);
+      }
+      sums[2 * c] = s.s, sums[2 * c + 1] = s.q * scale;
+      const double wc = w != nullptr ? double(w[c]) : 1.0;
+      s1 += wc * s.s, s2 += wc * (s.q * scale);
+    }
+    if (f.a.dx == nullptr) continue;
+    const double c1 = s1 / double(f.n), c2 = s2 / double(f.n);
+    T* dx = static_cast<T*>(f.a.dx) + r * f.n;
+    if (single || sizeof(C) == 8) {
+      const bool plain = w == nullptr;
+      const int64_t length = plain ? f.n : span;
+      for (int64_t c = 0; c * length < f.n; ++c) {
+        const int64_t i = c * length;
+        Ahead ahead;
+        if (f.ahead && r + 1 < f.g.count) ahead = {dy + f.n + i, x + f.n + i};
+        const Gradient<C> k = gradient<C>(mean, rstd, plain ? 1.0 : double(w[c]), c1, c2);
+        map_cells<C, Stream>(dx + i, length, ahead, GradientOp<C, T>{dy + i, x + i, k});
+      }
+    } else {
+      for (int64_t i = 0; i < f.n; ++i) {
+        const double d = Cast<T>::get(dy[i]), xhat = (double(Cast<T>::get(x[i])) - mean) * rstd;
+        dx[i] = Cast<T>::from(rstd * (d * (w != nullptr ? double(w[i / span]) : 1.0) - c1 - xhat * c2));
+      }
+    }
+  }
+  stream_fence(Stream);
+}
+
+template <class T> bool backward_runs(Backward<T>& f) {
+  const int64_t row_bytes = f.n * int64_t(sizeof(T));
+  Work<double> sums(f.g.count * f.g.channels * 2);
+  if (sums.failed()) return false;
+  f.run_sums = sums.p;
+  int64_t grain = (int64_t(1) << 15) / row_bytes;
+  const int64_t share = f.g.count / (8 * f.threads);
+  if (grain < share) grain = share < (int64_t(1) << 18) / row_bytes ? share : grain;
+  if (grain < 1) grain = 1;
+  if (f.g.count * row_bytes <= small_work) grain = f.g.count;
+  parallel_for(f.g.count, grain, f.streaming ? run_rows<T, true> : run_rows<T, false>, &f, f.threads);
+  if (!f.wants_params) return true;
+  const int64_t params = f.g.period * f.g.channels;
+  for (int64_t p = 0; p < params; ++p) {
+    double w = 0, b = 0;
+    for (int64_t i = p; i < f.g.count * f.g.channels; i += params) b += f.run_sums[2 * i], w += f.run_sums[2 * i + 1];
+    if (f.a.dweight != nullptr) f.a.dweight[p] = w;
+    if (f.a.dbias != nullptr) f.a.dbias[p] = b;
+  }
+  return true;
+}
+
+template <class T> bool backward(const RowsBackward& a) {
+  using C = typename TypeOf<T>::compute;
+  Backward<T> f{a, a.g, static_cast<const C*>(a.weight), a.g.channels * a.g.span, a.dweight != nullptr || a.dbias != nullptr, false, false, false};
+  f.threads = get_threads();
+  if (sizeof(C) == 4)
+    for (int64_t r = 0; r < a.g.count && !f.extreme; ++r) f.extreme = !fits_single_backward(mean_of(a, r), a.rstd[r]);
+  const int64_t row_bytes = f.n * int64_t(sizeof(T));
+  f.streaming = a.dx != nullptr && use_streaming(size_t(3 * a.g.count * row_bytes)) && streamable(static_cast<const T*>(a.dx));
+  f.ahead = fetch_ahead(2 * row_bytes, 2 * a.g.count * row_bytes);
+  if (a.center && (a.g.channels == 1 || a.g.span >= 16)) return backward_runs(f);
+  const bool expand = a.g.span > 1 && f.w != nullptr;
+  Work<C> w_cells(expand ? a.g.period * f.n : 0);
+  if (w_cells.failed()) return false;
+  if (expand) f.w = expand_params(f.w, w_cells.p, a.g.period * a.g.channels, a.g.span);
+  f.g.channels = f.n, f.g.span = 1;
+  return a.center ? backward_cells<T, true>(f) : backward_cells<T, false>(f);
+}
+
+}  // namespace
+
+void NF_NAME(fill_rows_backward)(Kernels& k) {
+  k.rows_backward[int(DType::f64)] = backward<double>;
+  k.rows_backward[int(DType::f32)] = backward<float>;
+  k.rows_backward[int(DType::f16)] = backward<f16>;
+  k.rows_backward[int(DType::bf16)] = backward<bf16>;
+}
+
+}  // namespace nf

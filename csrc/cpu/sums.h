@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The one order in which this library adds.
+//
+// A reduction over cells 0..n-1 puts cell i into lane i mod L (L = 16 floats or 8 doubles) of vector v = i / L.
+// Four vectors are added in a chain, four chains make a group, four groups a block: no float32 sum has more than
+// four terms, so that even data that always round the same way stay within two units in the last place. Blocks are
+// added in double, lane i + 8 to lane i first; sixteen blocks are a chunk, whose lanes are folded by a tree; chunks
+// are added in order, with their rounding errors. Rows and Columns follow the same order, wherever the cells lie,
+// whoever computes a chunk and however wide the registers are.
+#pragma once
+
+#include "../formula.h"
+#include "vec.h"
+
+namespace nf {
+namespace {
+
+template <class C> constexpr int64_t block_cells = 64 * Lanes<C>::n;
+template <class C> constexpr int64_t chunk_cells = 16 * block_cells<C>;
+template <class C> NF_INLINE int64_t chunk_count(int64_t n) { return (n + chunk_cells<C> - 1) / chunk_cells<C>; }
+
+struct Sums {
+  double s, q;
+};
+
+// Adds chunk sums one after the other, keeping what rounding drops.
+struct ChunkTotal {
+  double s = 0, s_rest = 0, q = 0, q_rest = 0;
+  __attribute__((always_inline)) inline void add(Sums c) {
+    const Exact a = two_sum(s, c.s), b = two_sum(q, c.q);
+    // An infinite or NaN sum has no meaningful rest.
+    s = a.sum, q = b.sum;
+    s_rest += a.error, q_rest += b.error;
+  }
+  __attribute__((always_inline)) inline Sums total() const {
+    const double ts = s + s_rest, tq = q + q_rest;
+    return {ts == ts ? ts : s, tq == tq ? tq : q};
+  }
+};
+
+// Double lanes into which blocks are flushed.
+template <class C> struct BlockSums;
+template <> struct BlockSums<float> {
+  NF_INLINE F64 widen(F32 v) { return lower(v) + upper(v); }
+};
+template <> struct BlockSums<double> {
+  NF_INLINE F64 widen(F64 v) { return v; }
+};
+
+// A term has get(i, a, b, c), the vector at cell i, and get_n(i, k, a, b, c) for the last k < L cells, with zeros in
+// the other lanes. It contributes a to the first sum and b*c to the second.
+template <class C, class Term> NF_INLINE void add_chain(const Term& f, int64_t i, Vec<C>& s, Vec<C>& q) {
+  constexpr int64_t L = Lanes<C>::n;
+  Vec<C> a, b, c;
+  f.get(i, a, b, c);
+  Vec<C> s1 = a, q1 = b * c;
+  f.get(i + L, a, b, c);
+  s1 = s1 + a, q1 = fma(b, c, q1);
+  f.get(i + 2 * L, a, b, c);
+  s1 = s1 + a, q1 = fma(b, c, q1);
+  f.get(i + 3 * L, a, b, c);
+  s = s + (s1 + a), q = q + fma(b, c, q1);
+}
+
+// The last block: fewer than 64 whole vectors, perhaps a partial one.
+template <class C, class Term> NF_INLINE void add_rest(const Term& f, int64_t i, int64_t n, Vec<C>& s3, Vec<C>& q3) {
+  constexpr int64_t L = Lanes<C>::n;
+  const Vec<C> zero = splat<C>(0);
+  while (i < n) {
+    const int64_t group_end = i + 16 * L < n ? i + 16 * L : n;
+    Vec<C> s2 = zero, q2 = zero;
+    for (; i + 4 * L <= group_end; i += 4 * L) add_chain<C>(f, i, s2, q2);
+    if (i < group_end) {
+      Vec<C> a, b, c, s1 = zero, q1 = zero;
+      for (; i + L <= group_end; i += L) {
+        f.get(i, a, b, c);
+        s1 = s1 + a, q1 = fma(b, c, q1);
+      }
+      if (i < group_end) {
+        f.get_n(i, int(group_end - i), a, b, c);
+        s1 = s1 + a, q1 = fma(b, c, q1);
+        i = group_end;
+      }
+      s2 = s2 + s1, q2 = q2 + q1;
+    }
+    s3 = s3 + s2, q3 = q3 + q2;
+  }
+}
+
+// Adds the cells [i, n) to the double lanes s and q, block by block.
+template <class C, class Term> NF_INLINE void add_blocks(const Term& f, int64_t i, int64_t n, F64& s, F64& q) {
+  constexpr int64_t L = Lanes<C>::n;
+  const Vec<C> zero = splat<C>(0);
+  for (; i + block_cells<C> <= n; i += block_cells<C>) {
+    Vec<C> s3 = zero, q3 = zero;
+    for (int64_t g = i; g < i + block_cells<C>; g += 16 * L) {
+      Vec<C> s2 = zero, q2 = zero;
+      add_chain<C>(f, g, s2, q2);
+      add_chain<C>(f, g + 4 * L, s2, q2);
+      add_chain<C>(f, g + 8 * L, s2, q2);
+      add_chain<C>(f, g + 12 * L, s2, q2);
+      s3 = s3 + s2, q3 = q3 + q2;
+    }
+    s = s + BlockSums<C>::widen(s3), q = q + BlockSums<C>::widen(q3);
+  }
+  if (i < n) {
+    Vec<C> s3 = zero, q3 = zero;
+    add_rest<C>(f, i, n, s3, q3);
+    s = s + BlockSums<C>::widen(s3), q = q + BlockSums<C>::widen(q3);
+  }
+}
+
+// Sums over the cells [i, n) of one chunk; n - i <= chunk_cells.
+template <class C, class Term> NF_INLINE Sums chunk_sums(const Term& f, int64_t i, int64_t n) {
+  F64 s = splat<double>(0), q = splat<double>(0);
+  add_blocks<C>(f, i, n, s, q);
+  return {sum_lanes(s), sum_lanes(q)};
+}
+
+template <class C, class Term> NF_INLINE Sums run_sums(const Term& f, int64_t n) {
+  if (n <= chunk_cells<C>) return chunk_sums<C>(f, 0, n);
+  ChunkTotal total;
+  for (int64_t i = 0; i < n; i += chunk_cells<C>) {
+    const int64_t end = i + chunk_cells<C>;
+    total.add(chunk_sums<C>(f, i, end < n ? end : n));
+  }
+  return total.total();
+}
+
+// ---- terms over a contiguous run -----------------------------------------------------------------------------
+
+// (x - k, (x - k)^2)
+template <class C, class T> struct Shifted {
+  const T* x;
+  C k;
+  using V = Vec<C>;
+  __attribute__((always_inline)) inline void get(int64_t i, V& a, V& b, V& c) const {
+    a = b = c = Cells<C, T>::load(x + i) - splat<C>(k);
+  }
+  __attribute__((always_inline)) inline void get_n(int64_t i, int n, V& a, V& b, V& c) const {
+    a = b = c = Cells<C, T>::load_n(x + i, n, k) - splat<C>(k);
+  }
+};
+
+// (0, x^2)
+template <class C, class T> struct Squared {
+  const T* x;
+  using V = Vec<C>;
+  __attribute__((always_inline)) inline void get(int64_t i, V& a, V& b, V& c) const {
+    a = splat<C>(0), b = c = Cells<C, T>::load(x + i);
+  }
+  __attribute__((always_inline)) inline void get_n(int64_t i, int n, V& a, V& b, V& c) const {
+    a = splat<C>(0), b = c = Cells<C, T>::load_n(x + i, n, C(0));
+  }
+};
+
+// (dy, dy*(x - k))
+template <class C, class T> struct Slopes {
+  const T *dy, *x;
+  C k;
+  using V = Vec<C>;
+  __attribute__((always_inline)) inline void get(int64_t i, V& a, V& b, V& c) const {
+    a = b = Cells<C, T>::load(dy + i);
+    c = Cells<C, T>::load(x + i) - splat<C>(k);
+  }
+  __attribute__((always_inline)) inline void get_n(int64_t i, int n, V& a, V& b, V& c) const {
+    a = b = Cells<C, T>::load_n(dy + i, n, C(0));
+    c = Cells<C, T>::load_n(x + i, n, k) - splat<C>(k);
+  }
+};
+
+// (dy*w, dy*w*xhat)
+template <class C, class T, bool Weighted, bool Center> struct WeightedSlopes {
+  const T *dy, *x;
+  const typename TypeOf<T>::compute* w;
+  Hat<C> h;
+  using V = Vec<C>;
+  using P = typename TypeOf<T>::compute;
+  __attribute__((always_inline)) inline V xhat(V x0) const {
+    if constexpr (Center) return fma(x0 - splat<C>(h.hi), splat<C>(h.rs), splat<C>(h.t));
+    else return x0 * splat<C>(h.rs);
+  }
+  __attribute__((always_inline)) inline void get(int64_t i, V& a, V& b, V& c) const {
+    a = Cells<C, T>::load(dy + i);
+    if constexpr (Weighted) a = a * Cells<C, P>::load(w + i);
+    b = a;
+    c = xhat(Cells<C, T>::load(x + i));
+  }
+  __attribute__((always_inline)) inline void get_n(int64_t i, int n, V& a, V& b, V& c) const {
+    a = Cells<C, T>::load_n(dy + i, n, C(0));
+    if constexpr (Weighted) a = a * Cells<C, P>::load_n(w + i, n, C(0));
+    b = a;
+    c = xhat(Cells<C, T>::load_n(x + i, n, h.hi));
+  }
+};
+
+// ---- moments of a contiguous run -------------------------------------------------------------------------------
+
+// A value near the mean: the average of 4 L cells spread over the run, exact for constant data. Scaling by 1/4 first
+// keeps the sum from overflowing.
+template <class C, class T> NF_INLINE C pilot(const T* x, int64_t n) {
+  constexpr int64_t L = Lanes<C>::n;
+  const Vec<C> quarter = splat<C>(C(0.25));
+  Vec<C> p;
+  if (n < L) {
+    const Vec<C> v = Cells<C, T>::load_n(x, int(n), C(Cast<T>::get(x[0])));
+    p = v * quarter, p = fma(v, quarter, p), p = fma(v, quarter, p), p = fma(v, quarter, p);
+  } else {
+    const int64_t last = n - L;
+    p = Cells<C, T>::load(x) * quarter;
+    p = fma(Cells<C, T>::load(x + last / 3), quarter, p);
+    p = fma(Cells<C, T>::load(x + 2 * last / 3), quarter, p);
+    p = fma(Cells<C, T>::load(x + last), quarter, p);
+  }
+  return static_cast<C>(sum_lanes(p) / double(L));
+}
+
+// Two passes in double, for data that the quick way cannot do.
+template <class T, bool Center> __attribute__((noinline)) Moments careful_moments(const T* x, int64_t n) {
+  if constexpr (Center) {
+    const double k = Cast<T>::get(x[0]);
+    const double first = k + run_sums<double>(Shifted<double, T>{x, k}, n).s / double(n);
+    const Sums t = run_sums<double>(Shifted<double, T>{x, first}, n);
+    return moments_from_sums(t.s, t.q, first, double(n), false);
+  } else {
+    return {0, 0, run_sums<double>(Squared<double, T>{x}, n).q / double(n), true};
+  }
+}
+
+template <class C> NF_INLINE Moments quick_moments(Sums t, double k, int64_t n, bool center) {
+  constexpr bool single = sizeof(C) == 4;
+  if (center) return moments_from_sums(t.s, t.q, k, double(n), single);
+  const bool good = t.q >= (single ? 0x1p-90 : 0x1p-900) && t.q <= (single ? 0x1p+100 : 0x1p+900);
+  return {0, 0, t.q / double(n), good};
+}
+
+template <class T, bool Center> NF_INLINE Moments run_moments(const T* x, int64_t n) {
+  using C = typename TypeOf<T>::compute;
+  Moments m;
+  if constexpr (Center) {
+    const C k = pilot<C>(x, n);
+    m = quick_moments<C>(run_sums<C>(Shifted<C, T>{x, k}, n), double(k), n, true);
+  } else {
+    m = quick_moments<C>(run_sums<C>(Squared<C, T>{x}, n), 0, n, false);
+  }
+  if (__builtin_expect(!m.good, 0)) return careful_moments<T, Center>(x, n);
+  return m;
+}
+
+}  // namespace
+}  // namespace nf

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Small things that the kernel files share: parameters expanded to cells, sizes from which it pays to do more.
+#pragma once
+
+#include "memory.h"
+#include "vec.h"
+
+#define NF_JOIN_(a, b) a##_##b
+#define NF_JOIN(a, b) NF_JOIN_(a, b)
+#define NF_NAME(table) NF_JOIN(table, NF_ISA)
+
+namespace nf {
+namespace {
+
+// Below this many bytes of x a call stays on its thread: waking another costs more than it saves.
+constexpr int64_t small_work = 192 << 10;
+
+// out[j] += v[j] for the lanes of v, in double.
+NF_INLINE void add_wide(double* out, F32 v) {
+  F64 a, b;
+  load(a, out), load(b, out + 8);
+  store(out, a + lower(v));
+  store(out + 8, b + upper(v));
+}
+NF_INLINE void add_wide(double* out, F64 v) {
+  F64 a;
+  load(a, out);
+  store(out, a + v);
+}
+
+// out[i*span + s] = p[i]; null stays null.
+template <class C> NF_INLINE const C* expand_params(const C* p, C* out, int64_t n, int64_t span) {
+  if (p == nullptr) return nullptr;
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t s = 0; s < span; ++s) out[i * span + s] = p[i];
+  return out;
+}
+
+template <class C> NF_INLINE const C* fill_params(C* out, int64_t n, C value) {
+  for (int64_t i = 0; i < n; ++i) out[i] = value;
+  return out;
+}
+
+// Fetch the next unit (row, channel) while this one is written? Only where x comes from beyond the second-level
+// cache, and a unit fits there beside the one being written.
+NF_INLINE bool fetch_ahead(int64_t unit_bytes, int64_t all_bytes) {
+  const CacheSizes& c = cache_sizes();
+  return all_bytes > int64_t(c.l2) && unit_bytes >= 4096 && unit_bytes <= int64_t(c.l2) / 2;
+}
+
+}  // namespace
+}  // namespace nf

@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Virtual vectors: sixteen float lanes (F32) and eight double lanes (F64), whatever the register width.
+//
+// One AVX-512 register, two AVX2 registers or four SSE/NEON registers hold the same lanes, and every reduction
+// walks the same tree, so all code paths with fused multiply-add give the same bits. A wider virtual vector is a
+// struct `Two` of two narrower ones rather than a wide compiler vector type: compilers lower the latter through
+// the stack when the register is narrower.
+//
+// Compiled once per instruction set; everything lives in an anonymous namespace (see dtype.h for why).
+#pragma once
+
+#include "../dtype.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define NF_INLINE static inline __attribute__((always_inline))
+
+namespace nf {
+namespace {
+
+// ---- register types ----------------------------------------------------------------------------------------
+
+template <class H> struct Two {
+  H lo, hi;
+};
+template <class H> NF_INLINE Two<H> operator+(Two<H> a, Two<H> b) { return {a.lo + b.lo, a.hi + b.hi}; }
+template <class H> NF_INLINE Two<H> operator-(Two<H> a, Two<H> b) { return {a.lo - b.lo, a.hi - b.hi}; }
+template <class H> NF_INLINE Two<H> operator*(Two<H> a, Two<H> b) { return {a.lo * b.lo, a.hi * b.hi}; }
+
+#if defined(__AVX512F__)
+using F32 = __m512;
+using F64 = __m512d;
+NF_INLINE F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
+NF_INLINE F64 fma(F64 a, F64 b, F64 c) { return _mm512_fmadd_pd(a, b, c); }
+NF_INLINE void set1(F32& v, float a) { v = _mm512_set1_ps(a); }
+NF_INLINE void set1(F64& v, double a) { v = _mm512_set1_pd(a); }
+NF_INLINE void load(F32& v, const float* p) { v = _mm512_loadu_ps(p); }
+NF_INLINE void load(F64& v, const double* p) { v = _mm512_loadu_pd(p); }
+NF_INLINE void store(float* p, F32 v) { _mm512_storeu_ps(p, v); }
+NF_INLINE void store(double* p, F64 v) { _mm512_storeu_pd(p, v); }
+NF_INLINE void stream(float* p, F32 v) { _mm512_stream_ps(p, v); }
+NF_INLINE void stream(double* p, F64 v) { _mm512_stream_pd(p, v); }
+NF_INLINE F64 lower(F32 v) { return _mm512_cvtps_pd(_mm512_castps512_ps256(v)); }
+NF_INLINE F64 upper(F32 v) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)); }
+using H4 = __m256d;  // four doubles
+NF_INLINE H4 halves(F64 v) { return _mm512_castpd512_pd256(v) + _mm512_extractf64x4_pd(v, 1); }
+#elif defined(__AVX2__)
+using F32 = Two<__m256>;
+using F64 = Two<__m256d>;
+NF_INLINE F32 fma(F32 a, F32 b, F32 c) { return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
+NF_INLINE F64 fma(F64 a, F64 b, F64 c) { return {_mm256_fmadd_pd(a.lo, b.lo, c.lo), _mm256_fmadd_pd(a.hi, b.hi, c.hi)}; }
+NF_INLINE void set1(F32& v, float a) { v.lo = v.hi = _mm256_set1_ps(a); }
+NF_INLINE void set1(F64& v, double a) { v.lo = v.hi = _mm256_set1_pd(a); }
+NF_INLINE void load(F32& v, const float* p) { v = {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+NF_INLINE void load(F64& v, const double* p) { v = {_mm256_loadu_pd(p), _mm256_loadu_pd(p + 4)}; }
+NF_INLINE void store(float* p, F32 v) { _mm256_storeu_ps(p, v.lo), _mm256_storeu_ps(p + 8, v.hi); }
+NF_INLINE void store(double* p, F64 v) { _mm256_storeu_pd(p, v.lo), _mm256_storeu_pd(p + 4, v.hi); }
+NF_INLINE void stream(float* p, F32 v) { _mm256_stream_ps(p, v.lo), _mm256_stream_ps(p + 8, v.hi); }
+NF_INLINE void stream(double* p, F64 v) { _mm256_stream_pd(p, v.lo), _mm256_stream_pd(p + 4, v.hi); }
+NF_INLINE F64 widen8(__m256 v) { return {_mm256_cvtps_pd(_mm256_castps256_ps128(v)), _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1))}; }
+NF_INLINE F64 lower(F32 v) { return widen8(v.lo); }
+NF_INLINE F64 upper(F32 v) { return widen8(v.hi); }
+using H4 = __m256d;
+NF_INLINE H4 halves(F64 v) { return v.lo + v.hi; }
+#elif defined(__SSE2__)
+using F32 = Two<Two<__m128>>;
+using F64 = Two<Two<__m128d>>;
+// No fused multiply-add on this path: two roundings, so its bits may differ from the other paths.
+NF_INLINE F32 fma(F32 a, F32 b, F32 c) { return a * b + c; }
+NF_INLINE F64 fma(F64 a, F64 b, F64 c) { return a * b + c; }
+NF_INLINE void set1(F32& v, float a) { v.lo.lo = v.lo.hi = v.hi.lo = v.hi.hi = _mm_set1_ps(a); }
+NF_INLINE void set1(F64& v, double a) { v.lo.lo = v.lo.hi = v.hi.lo = v.hi.hi = _mm_set1_pd(a); }
+NF_INLINE void load(F32& v, const float* p) { v = {{_mm_loadu_ps(p), _mm_loadu_ps(p + 4)}, {_mm_loadu_ps(p + 8), _mm_loadu_ps(p + 12)}}; }
+NF_INLINE void load(F64& v, const double* p) { v = {{_mm_loadu_pd(p), _mm_loadu_pd(p + 2)}, {_mm_loadu_pd(p + 4), _mm_loadu_pd(p + 6)}}; }
+NF_INLINE void store(float* p, F32 v) { _mm_storeu_ps(p, v.lo.lo), _mm_storeu_ps(p + 4, v.lo.hi), _mm_storeu_ps(p + 8, v.hi.lo), _mm_storeu_ps(p + 12, v.hi.hi); }
+NF_INLINE void store(double* p, F64 v) { _mm_storeu_pd(p, v.lo.lo), _mm_storeu_pd(p + 2, v.lo.hi), _mm_storeu_pd(p + 4, v.hi.lo), _mm_storeu_pd(p + 6, v.hi.hi); }
+NF_INLINE void stream(float* p, F32 v) { _mm_stream_ps(p, v.lo.lo), _mm_stream_ps(p + 4, v.lo.hi), _mm_stream_ps(p + 8, v.hi.lo), _mm_stream_ps(p + 12, v.hi.hi); }
+NF_INLINE void stream(double* p, F64 v) { _mm_stream_pd(p, v.lo.lo), _mm_stream_pd(p + 2, v.lo.hi), _mm_stream_pd(p + 4, v.hi.lo), _mm_stream_pd(p + 6, v.hi.hi); }
+NF_INLINE Two<__m128d> widen4(__m128 v) { return {_mm_cvtps_pd(v), _mm_cvtps_pd(_mm_movehl_ps(v, v))}; }
+NF_INLINE F64 lower(F32 v) { return {widen4(v.lo.lo), widen4(v.lo.hi)}; }
+NF_INLINE F64 upper(F32 v) { return {widen4(v.hi.lo), widen4(v.hi.hi)}; }
+using H4 = Two<__m128d>;
+NF_INLINE H4 halves(F64 v) { return v.lo + v.hi; }
+#elif defined(__aarch64__)
+using F32 = Two<Two<float32x4_t>>;
+using F64 = Two<Two<float64x2_t>>;
+NF_INLINE float32x4_t fma(float32x4_t a, float32x4_t b, float32x4_t c) { return vfmaq_f32(c, a, b); }
+NF_INLINE float64x2_t fma(float64x2_t a, float64x2_t b, float64x2_t c) { return vfmaq_f64(c, a, b); }
+template <class H> NF_INLINE Two<H> fma(Two<H> a, Two<H> b, Two<H> c) { return {fma(a.lo, b.lo, c.lo), fma(a.hi, b.hi, c.hi)}; }
+NF_INLINE void set1(F32& v, float a) { v.lo.lo = v.lo.hi = v.hi.lo = v.hi.hi = vdupq_n_f32(a); }
+NF_INLINE void set1(F64& v, double a) { v.lo.lo = v.lo.hi = v.hi.lo = v.hi.hi = vdupq_n_f64(a); }
+NF_INLINE void load(F32& v, const float* p) { v = {{vld1q_f32(p), vld1q_f32(p + 4)}, {vld1q_f32(p + 8), vld1q_f32(p + 12)}}; }
+NF_INLINE void load(F64& v, const double* p) { v = {{vld1q_f64(p), vld1q_f64(p + 2)}, {vld1q_f64(p + 4), vld1q_f64(p + 6)}}; }
+NF_INLINE void store(float* p, F32 v) { vst1q_f32(p, v.lo.lo), vst1q_f32(p + 4, v.lo.hi), vst1q_f32(p + 8, v.hi.lo), vst1q_f32(p + 12, v.hi.hi); }
+NF_INLINE void store(double* p, F64 v) { vst1q_f64(p, v.lo.lo), vst1q_f64(p + 2, v.lo.hi), vst1q_f64(p + 4, v.hi.lo), vst1q_f64(p + 6, v.hi.hi); }
+NF_INLINE void stream(float* p, F32 v) { store(p, v); }  // arm64 has no portable streaming store
+NF_INLINE void stream(double* p, F64 v) { store(p, v); }
+NF_INLINE Two<float64x2_t> widen4(float32x4_t v) { return {vcvt_f64_f32(vget_low_f32(v)), vcvt_high_f64_f32(v)}; }
+NF_INLINE F64 lower(F32 v) { return {widen4(v.lo.lo), widen4(v.lo.hi)}; }
+NF_INLINE F64 upper(F32 v) { return {widen4(v.hi.lo), widen4(v.hi.hi)}; }
+using H4 = Two<float64x2_t>;
+NF_INLINE H4 halves(F64 v) { return v.lo + v.hi; }
+#else
+#error "no code path for this architecture"
+#endif
+
+// One double, with the rounding of the vectors.
+NF_INLINE double fma1(double a, double b, double c) {
+#if defined(__FMA__) || defined(__aarch64__)
+  return __builtin_fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+NF_INLINE float fma1f(float a, float b, float c) {
+#if defined(__FMA__) || defined(__aarch64__)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// ---- sums over lanes: lane i meets i + 8, then i + 4, i + 2, i + 1 -------------------------------------------
+
+#if defined(__x86_64__)
+NF_INLINE double last2(__m128d v) { return _mm_cvtsd_f64(v) + _mm_cvtsd_f64(_mm_unpackhi_pd(v, v)); }
+#if defined(__AVX2__)
+NF_INLINE double last4(__m256d v) { return last2(_mm256_castpd256_pd128(v) + _mm256_extractf128_pd(v, 1)); }
+#else
+NF_INLINE double last4(Two<__m128d> v) { return last2(v.lo + v.hi); }
+#endif
+#else
+NF_INLINE double last4(Two<float64x2_t> v) {
+  const float64x2_t s = v.lo + v.hi;
+  return vgetq_lane_f64(s, 0) + vgetq_lane_f64(s, 1);
+}
+#endif
+NF_INLINE double sum_lanes(F64 v) { return last4(halves(v)); }
+NF_INLINE double sum_lanes(F32 v) { return last4(halves(lower(v) + upper(v))); }
+
+// ---- lanes of a compute type ---------------------------------------------------------------------------------
+
+template <class C> struct Lanes;
+template <> struct Lanes<float> {
+  using V = F32;
+  static constexpr int n = 16;
+};
+template <> struct Lanes<double> {
+  using V = F64;
+  static constexpr int n = 8;
+};
+template <class C> using Vec = typename Lanes<C>::V;
+
+template <class C> NF_INLINE Vec<C> splat(C a) {
+  Vec<C> v;
+  set1(v, a);
+  return v;
+}
+
+// ---- cells of any storage type to and from lanes ---------------------------------------------------------------
+
+// Generic: lane by lane, out of line, for the pairs whose speed does not matter (float64 redoing what float32 could
+// not, 16-bit data on a CPU without conversions). The pairs that matter are specialised below.
+template <class C, class T> struct Cells {
+  static constexpr int n = Lanes<C>::n;
+  static __attribute__((noinline)) Vec<C> load_n(const T* p, int k, C fill) {
+    C buf[n];
+    for (int i = 0; i < n; ++i) buf[i] = i < k ? C(Cast<T>::get(p[i])) : fill;
+    Vec<C> v;
+    nf::load(v, buf);
+    return v;
+  }
+  static __attribute__((noinline)) void store_n(T* p, Vec<C> v, int k) {
+    C buf[n];
+    nf::store(buf, v);
+    for (int i = 0; i < k; ++i) p[i] = Cast<T>::from(buf[i]);
+  }
+  NF_INLINE Vec<C> load(const T* p) { return load_n(p, n, C(0)); }
+  NF_INLINE void store(T* p, Vec<C> v) { store_n(p, v, n); }
+  NF_INLINE void stream(T* p, Vec<C> v) { store(p, v); }
+};
+
+template <class T> struct PlainCells {  // storage type == compute type
+  using V = Vec<T>;
+  NF_INLINE V load(const T* p) {
+    V v;
+    nf::load(v, p);
+    return v;
+  }
+  NF_INLINE void store(T* p, V v) { nf::store(p, v); }
+  NF_INLINE void stream(T* p, V v) { nf::stream(p, v); }
+#if !defined(__AVX512F__)
+  NF_INLINE V load_n(const T* p, int k, T fill) {
+    T buf[Lanes<T>::n];
+    nf::store(buf, splat<T>(fill));
+    std::memcpy(buf, p, sizeof(T) * size_t(k));
+    return load(buf);
+  }
+  NF_INLINE void store_n(T* p, V v, int k) {
+    T buf[Lanes<T>::n];
+    nf::store(buf, v);
+    std::memcpy(p, buf, sizeof(T) * size_t(k));
+  }
+#endif
+};
+
+#if defined(__AVX512F__)
+template <> struct Cells<float, float> : PlainCells<float> {
+  NF_INLINE F32 load_n(const float* p, int k, float fill) {
+    return _mm512_mask_loadu_ps(_mm512_set1_ps(fill), __mmask16((1u << k) - 1u), p);
+  }
+  NF_INLINE void store_n(float* p, F32 v, int k) { _mm512_mask_storeu_ps(p, __mmask16((1u << k) - 1u), v); }
+};
+template <> struct Cells<double, double> : PlainCells<double> {
+  NF_INLINE F64 load_n(const double* p, int k, double fill) {
+    return _mm512_mask_loadu_pd(_mm512_set1_pd(fill), __mmask8((1u << k) - 1u), p);
+  }
+  NF_INLINE void store_n(double* p, F64 v, int k) { _mm512_mask_storeu_pd(p, __mmask8((1u << k) - 1u), v); }
+};
+#else
+template <> struct Cells<float, float> : PlainCells<float> {};
+template <> struct Cells<double, double> : PlainCells<double> {};
+#endif
+
+#if defined(__AVX2__)  // 16-bit cells: sixteen of them are one 256-bit register
+
+#if defined(__AVX512F__)
+NF_INLINE F32 widen(__m256i h, bf16) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)); }
+NF_INLINE F32 widen(__m256i h, f16) { return _mm512_cvtph_ps(h); }
+NF_INLINE __m256i narrow(F32 v, f16) { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+NF_INLINE __m256i narrow(F32 v, bf16) {
+  const __m512i u = _mm512_castps_si512(v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  const __m512i near = _mm512_add_epi32(_mm512_add_epi32(u, odd), _mm512_set1_epi32(0x7fff));
+  const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+  const __m512i out = _mm512_mask_or_epi32(near, nan, u, _mm512_set1_epi32(0x400000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(out, 16));
+}
+NF_INLINE __m256i load16_n(const void* p, int k) { return _mm256_maskz_loadu_epi16(__mmask16((1u << k) - 1u), p); }
+NF_INLINE void store16_n(void* p, __m256i h, int k) { _mm256_mask_storeu_epi16(p, __mmask16((1u << k) - 1u), h); }
+NF_INLINE F32 keep_n(F32 v, int k, float fill) { return _mm512_mask_mov_ps(_mm512_set1_ps(fill), __mmask16((1u << k) - 1u), v); }
+#else
+NF_INLINE __m256 widen8(__m128i h, bf16) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)); }
+NF_INLINE __m256 widen8(__m128i h, f16) { return _mm256_cvtph_ps(h); }
+template <class T> NF_INLINE F32 widen(__m256i h, T t) {
+  return {widen8(_mm256_castsi256_si128(h), t), widen8(_mm256_extracti128_si256(h, 1), t)};
+}
+NF_INLINE __m128i narrow8(__m256 v, f16) { return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+NF_INLINE __m128i narrow8(__m256 v, bf16) {
+  const __m256i u = _mm256_castps_si256(v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+  const __m256i near = _mm256_add_epi32(_mm256_add_epi32(u, odd), _mm256_set1_epi32(0x7fff));
+  const __m256i quiet = _mm256_or_si256(u, _mm256_set1_epi32(0x400000));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+  const __m256i out = _mm256_srli_epi32(_mm256_blendv_epi8(near, quiet, nan), 16);
+  return _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(out, out), 0x08));
+}
+template <class T> NF_INLINE __m256i narrow(F32 v, T t) { return _mm256_set_m128i(narrow8(v.hi, t), narrow8(v.lo, t)); }
+NF_INLINE __m256i load16_n(const void* p, int k) {
+  uint16_t buf[16] = {};
+  std::memcpy(buf, p, 2 * size_t(k));
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(buf));
+}
+NF_INLINE void store16_n(void* p, __m256i h, int k) {
+  uint16_t buf[16];
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(buf), h);
+  std::memcpy(p, buf, 2 * size_t(k));
+}
+NF_INLINE F32 keep_n(F32 v, int k, float fill) {
+  float buf[16];
+  store(buf, v);
+  for (int i = k; i < 16; ++i) buf[i] = fill;
+  F32 out;
+  load(out, buf);
+  return out;
+}
+#endif
+
+template <class T> struct HalfCells {
+  NF_INLINE F32 load(const T* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), T{}); }
+  NF_INLINE F32 load_n(const T* p, int k, float fill) { return keep_n(widen(load16_n(p, k), T{}), k, fill); }
+  NF_INLINE void store(T* p, F32 v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(v, T{})); }
+  NF_INLINE void stream(T* p, F32 v) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow(v, T{})); }
+  NF_INLINE void store_n(T* p, F32 v, int k) { store16_n(p, narrow(v, T{}), k); }
+};
+template <> struct Cells<float, f16> : HalfCells<f16> {};
+template <> struct Cells<float, bf16> : HalfCells<bf16> {};
+#endif
+
+template <bool Stream, class C, class T> NF_INLINE void put(T* p, Vec<C> v) {
+  if constexpr (Stream) Cells<C, T>::stream(p, v);
+  else Cells<C, T>::store(p, v);
+}
+
+// Streaming stores bypass the cache; the fence makes them visible before the task is reported as done.
+NF_INLINE void stream_fence(bool streamed) {
+#if defined(__x86_64__)
+  if (streamed) _mm_sfence();
+#else
+  (void)streamed;
+#endif
+}
+
+}  // namespace
+}  // namespace nf

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The scalar formulas: moments from shifted sums, and the coefficients of the affine maps, forward and backward.
+// Computed in double and rounded once. Written so that NaN takes the careful branch.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define NF_HD static inline __host__ __device__
+#else
+#define NF_HD static inline __attribute__((always_inline))
+#endif
+
+namespace nf {
+
+// a + b = sum + error, exactly (Knuth).
+struct Exact {
+  double sum, error;
+};
+NF_HD Exact two_sum(double a, double b) {
+  const double s = a + b;
+  const double t = s - a;
+  return {s, (a - (s - t)) + (b - t)};
+}
+
+// The mean is held as hi + lo: rounding it to one number of the data's precision is where nearly all of the
+// error of the usual implementations comes from.
+struct Moments {
+  double mean, mean_lo, var;
+  bool good;  // false: the shift was badly placed or the squares left the range; do it again the careful way
+};
+
+// From s = sum(x - k) and q = sum((x - k)^2) over n cells. `single`: the sums were formed in float32.
+// With (mean - k)^2 <= var at most one bit of q is lost to cancellation.
+NF_HD Moments moments_from_sums(double s, double q, double k, double n, bool single) {
+  const double dm = s / n;
+  const double var = q / n - dm * dm;
+  const Exact mean = two_sum(k, dm);
+  const double least = single ? 0x1p-90 : 0x1p-900, most = single ? 0x1p+100 : 0x1p+900;
+  const bool good = dm * dm <= var && q >= least && q <= most;
+  return {mean.sum, mean.error, var, good};
+}
+
+NF_HD double rstd_of(double var, double eps) { return 1.0 / sqrt((var > 0 ? var : var * 0) + eps); }
+
+// Batch norm in evaluation takes the variance as it is given.
+NF_HD double rstd_given(double var, double eps) { return 1.0 / sqrt(var + eps); }
+
+// The running average; `weight` is that of the new value. The variance entering it is divided by n - ddof.
+NF_HD double running_average(double running, double batch, double weight) { return (1 - weight) * running + weight * batch; }
+NF_HD double sample_variance(double var, double n, int ddof) { return ddof == 0 ? var : var * (n / (n - ddof)); }
+
+// Constant data with eps = 0 have rstd = inf; their centred cells are exactly 0, and so is the output before bias.
+NF_HD double usable(double rstd) { return rstd == HUGE_VAL ? 0.0 : rstd; }
+
+// Can the map of a float32 computation hold these? (NaN can: it spoils the row in any type.)
+NF_HD bool fits_single(double mean, double rstd) {
+  const double m = fabs(mean);
+  return !(m > 1e37) && !(rstd > 1e36 && rstd < HUGE_VAL) && !(rstd < 1e-36);
+}
+
+// Backward multiplies by rstd twice, so its range is narrower.
+NF_HD bool fits_single_backward(double mean, double rstd) {
+  return !(fabs(mean) > 1e37) && !(rstd > 1e16 && rstd < HUGE_VAL) && !(rstd < 1e-16);
+}
+
+// xhat = fma(x - hi, rs, t)
+template <class C> struct Hat {
+  C hi, rs, t;
+};
+template <class C> NF_HD Hat<C> hat(double mean, double mean_lo, double rstd) {
+  const C hi = static_cast<C>(mean);
+  const double lo = (mean - static_cast<double>(hi)) + mean_lo;
+  const double r = usable(rstd);
+  return {hi, static_cast<C>(r), static_cast<C>(-lo * r)};
+}
+
+// y = fma(x - hi, s, t), for a run of cells that share weight and bias
+template <class C> struct Affine {
+  C hi, s, t;
+};
+template <class C> NF_HD Affine<C> affine(double mean, double mean_lo, double rstd, double weight, double bias) {
+  const C hi = static_cast<C>(mean);
+  const double lo = (mean - static_cast<double>(hi)) + mean_lo;
+  const double s = usable(rstd) * weight;
+  return {hi, static_cast<C>(s), static_cast<C>(bias - lo * s)};
+}
+
+// dx = rstd*(g - c1 - xhat*c2) with g = dy*weight, c1 = mean(g), c2 = mean(g*xhat).
+// For cells with their own weight: dx = fma(g, rs, fma(xhat, a, b)).
+template <class C> struct Slope {
+  C a, b;
+};
+template <class C> NF_HD Slope<C> slope(double rstd, double c1, double c2) {
+  const double r = usable(rstd);
+  return {static_cast<C>(-c2 * r), static_cast<C>(-c1 * r)};
+}
+
+// For a run of cells with one weight: dx = fma(dy, p, fma(x - hi, q, t)).
+template <class C> struct Gradient {
+  C hi, p, q, t;
+};
+template <class C> NF_HD Gradient<C> gradient(double mean, double rstd, double weight, double c1, double c2) {
+  const C hi = static_cast<C>(mean);
+  const double lo = mean - static_cast<double>(hi);
+  const double r = usable(rstd);
+  const double q = -c2 * r * r;
+  return {hi, static_cast<C>(weight * r), static_cast<C>(q), static_cast<C>(-c1 * r - q * lo)};
+}
+
+}  // namespace nf

@@ -1,0 +1,182 @@
+"""What is particular to batch norm: running statistics, evaluation, frozen gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import normfast as nf
+from _cases import batch, data
+from _checks import BF16, DTYPES, F16, F32, F64, assert_forward, assert_gradients, assert_same_bits, assert_stats
+
+CASES = [batch((6, 5, 7)), batch((6, 7, 5), channel_axis=-1), batch((19, 5)), batch((5, 6, 7), channel_axis=0)]
+TINY = {F16: 2e-3, BF16: 2e-2, F32: 1e-6, F64: 1e-12}
+
+
+def running_pair(channels, dtype):
+    return data((channels,), dtype, 11, mean=0.4, std=0.2), (data((channels,), F64, 12) ** 2 + 0.5).astype(dtype)
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+@pytest.mark.parametrize("running", [F32, F64, None], ids=["float32", "float64", "dtype of x"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_running_statistics(case, dtype, running, ddof):
+    """momentum weighs the new value; the variance that enters is divided by n - ddof."""
+    running = running or dtype
+    x = case.x(dtype)
+    mean, var = running_pair(5, running)
+    before_mean, before_var = mean.astype(F64), var.astype(F64)
+    y = case.forward(x, running=(mean, var), momentum=0.3, running_ddof=ddof)
+    want = case.exact_forward(x)
+    assert_forward(y, want)
+    n = x.size // 5
+    batch_mean, batch_var = want.mean.astype(F64), want.var.astype(F64) * n / (n - ddof)
+    np.testing.assert_allclose(mean.astype(F64), 0.7 * before_mean + 0.3 * batch_mean, rtol=TINY[running], atol=1e-6)
+    np.testing.assert_allclose(var.astype(F64), 0.7 * before_var + 0.3 * batch_var, rtol=TINY[running])
+    assert mean.dtype == var.dtype == running
+
+
+def test_defaults_of_the_running_average():
+    """momentum 0.1, ddof 1."""
+    case = CASES[0]
+    x = case.x()
+    one, other = running_pair(5, F32), running_pair(5, F32)
+    case.forward(x, running=one)
+    case.forward(x, running=other, momentum=0.1, running_ddof=1, decay=None)
+    assert_same_bits(one, other)
+    unbiased = x.astype(F64).var(axis=(0, 2), ddof=1)
+    np.testing.assert_allclose(one[1], 0.9 * running_pair(5, F32)[1] + 0.1 * unbiased, rtol=1e-6)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.25, 0.9, 0.99, 1.0])
+def test_decay_weighs_the_old_value(decay):
+    case = CASES[0]
+    x = case.x(F64)
+    one, other = running_pair(5, F64), running_pair(5, F64)
+    case.forward(x, running=one, decay=decay)
+    case.forward(x, running=other, momentum=1 - decay)
+    np.testing.assert_allclose(one, other, rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+def test_extreme_momenta(dtype):
+    case = CASES[0]
+    x = case.x(dtype)
+    kept = running_pair(5, dtype)
+    case.forward(x, running=kept, momentum=0)
+    assert_same_bits(kept, running_pair(5, dtype))
+    replaced = running_pair(5, dtype)
+    _, mean, _ = case.forward(x, running=replaced, momentum=1.0, return_stats=True)
+    np.testing.assert_allclose(replaced[0], mean, rtol=2e-7)
+    np.testing.assert_allclose(replaced[1], x.astype(F64).var(axis=(0, 2), ddof=1), rtol=1e-6)
+
+
+def test_running_arrays_may_be_strided():
+    case = CASES[0]
+    x = case.x()
+    plain = running_pair(5, F32)
+    case.forward(x, running=plain)
+    room = np.full((2, 5, 3), 77, F32)
+    strided = room[0, ::-1, 1], room[1, :, 2]
+    for s, p in zip(strided, running_pair(5, F32), strict=True):
+        s[...] = p
+    case.forward(x, running=strided)
+    assert_same_bits(tuple(s.copy() for s in strided), plain)
+    assert (room == 77).sum() == room.size - 10
+
+
+def test_result_does_not_depend_on_running_statistics_in_training():
+    case = CASES[0]
+    x, weight, bias = case.x(), case.weight(), case.bias()
+    plain = case.forward(x, weight, bias, return_stats=True)
+    assert_same_bits(case.forward(x, weight, bias, running=running_pair(5, F32), return_stats=True), plain)
+    assert_same_bits(case.forward(x, weight, bias, running=running_pair(5, F32), decay=0.5, return_stats=True), plain)
+
+
+@pytest.mark.parametrize("running", [F32, F64, None], ids=["float32", "float64", "dtype of x"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_evaluation(case, dtype, running):
+    case = case.with_(training=False)
+    x, weight, bias = case.x(dtype), case.weight(dtype), case.bias(dtype)
+    pair = running_pair(5, running or dtype)
+    before = tuple(a.copy() for a in pair)
+    for w, b in [(None, None), (weight, None), (None, bias), (weight, bias)]:
+        y, mean, rstd = case.forward(x, w, b, running=pair, return_stats=True)
+        want = case.exact_forward(x, w, b, running=pair)
+        assert_forward(y, want)
+        assert_stats(mean, rstd, want, dtype)
+        assert_same_bits(case.forward(x, w, b, running=pair), y)
+    assert_same_bits(pair, before)
+
+
+def test_evaluation_is_the_default():
+    x = CASES[0].x()
+    mean, var = running_pair(5, F32)
+    assert_same_bits(nf.batch_norm(x, mean, var), nf.batch_norm(x, mean, var, training=False))
+    with pytest.raises(ValueError, match="running_mean"):
+        nf.batch_norm(x)
+
+
+def test_evaluation_returns_the_running_mean():
+    """Exactly the running mean, and 1/sqrt(running_var + eps)."""
+    x = CASES[0].x()
+    mean, var = running_pair(5, F64)
+    _, got_mean, got_rstd = nf.batch_norm(x, mean, var, eps=1e-3, return_stats=True)
+    assert_same_bits(got_mean, mean)
+    np.testing.assert_allclose(got_rstd, 1 / np.sqrt(var + 1e-3), rtol=1e-15)
+
+
+@pytest.mark.parametrize("offset", [0, 1e3, 1e6])
+def test_evaluation_far_from_zero(offset):
+    for case in (batch((6, 5, 7), training=False), batch((6, 7, 5), channel_axis=-1, training=False)):
+        x = case.x(mean=offset)
+        exact = case.with_(training=True).exact_forward(x)
+        pair = exact.mean.astype(F64), exact.var.astype(F64)
+        weight, bias = case.weight(), case.bias()
+        assert_forward(case.forward(x, weight, bias, running=pair), case.exact_forward(x, weight, bias, running=pair))
+
+
+def test_evaluation_of_one_value_per_channel():
+    """Training refuses it; evaluation has nothing against it."""
+    x = data((1, 5), F32)
+    pair = running_pair(5, F32)
+    case = batch((1, 5), training=False)
+    assert_forward(case.forward(x, running=pair), case.exact_forward(x, running=pair))
+    with pytest.raises(ValueError, match=r"^batch_norm: .*Expected more than 1 value per channel when training"):
+        nf.batch_norm(x, *pair, training=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_frozen_gradients(case, dtype):
+    """The statistics of evaluation are constants: dx is dy * weight * rstd."""
+    case = case.with_(training=False)
+    x, dy, weight = case.x(dtype), case.dy(dtype), case.weight(dtype)
+    _, mean, rstd = case.forward(x, weight, running=running_pair(5, F32), return_stats=True)
+    got = case.backward(dy, x, mean, rstd, weight)
+    want = case.exact_backward(dy, x, mean, rstd, weight)
+    assert_gradients(got, want)
+    shape = [1] * x.ndim
+    shape[case.channel_axis] = 5
+    plain = dy.astype(F64) * (weight.astype(F64) * rstd.astype(F64)).reshape(shape)
+    np.testing.assert_allclose(got[0].astype(F64), plain, rtol=TINY[dtype], atol=1e-7)
+
+
+def test_training_is_the_default_of_backward():
+    case = CASES[0]
+    x, dy = case.x(), case.dy()
+    stats = case.exact_stats(x)
+    default = nf.batch_norm_backward(dy, x, *stats)
+    assert_same_bits(default, nf.batch_norm_backward(dy, x, *stats, training=True))
+    assert not np.array_equal(default[0], nf.batch_norm_backward(dy, x, *stats, training=False)[0])
+
+
+def test_training_converges_to_evaluation():
+    """After many steps on the same batch the running statistics are those of the batch."""
+    x = CASES[0].x(F64)
+    mean, var = running_pair(5, F64)
+    for _ in range(400):
+        y = nf.batch_norm(x, mean, var, training=True, running_ddof=0)
+    np.testing.assert_allclose(nf.batch_norm(x, mean, var), y, rtol=1e-9, atol=1e-12)

@@ -1,0 +1,208 @@
+"""Promise 1, the number of threads: it changes no bit. And promise 6: callers on several Python threads."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import normfast as nf
+from _cases import batch, data, group, instance, layer, rms
+from _checks import BF16, DTYPES, F16, F32, F64, assert_same_bits, nudged
+
+# Large enough to be cut into many pieces: a million cells of odd extents, tall, wide, and with few reductions.
+LARGE = [
+    layer((4099, 257)),
+    layer((3, 340_007)),
+    layer((61, 131, 129), axis=1),
+    layer((20_011, 53), axis=0),
+    layer((53, 131, 149), axis=(0, 2)),
+    layer((1_000_003,)),
+    rms((4099, 257)),
+    rms((3, 340_007)),
+    rms((20_011, 53), axis=0),
+    group((5, 24, 93, 91), 6),
+    group((2, 6, 301, 277), 2),
+    group((5, 93, 91, 24), 6, channel_axis=-1),
+    instance((7, 19, 89, 87)),
+    instance((7, 89, 87, 19), channel_axis=-1),
+    batch((7, 19, 89, 87)),
+    batch((7, 89, 87, 19), channel_axis=-1),
+    batch((2, 3, 170_003)),
+    batch((4099, 257)),
+    batch((340_007, 3)),
+    batch((7, 19, 89, 87), training=False),
+    batch((7, 89, 87, 19), channel_axis=-1, training=False),
+]
+COUNTS = (1, 2, 3, 7)
+
+
+def everything(case, dtype, x=None):
+    """Forward, statistics, running statistics and all gradients of one case."""
+    x = case.x(dtype) if x is None else x
+    dy, weight, bias = case.dy(dtype), case.weight(dtype), case.bias(dtype)
+    running = case.running(F32)
+    kw = {"running": running} if running else {}
+    y, mean, rstd = case.forward(x, weight, bias, return_stats=True, **kw)
+    gradients = case.backward(dy, x, mean, rstd, weight)
+    alone = case.backward(dy, x, mean, rstd, needs=("x",))[0]
+    return (y, mean, rstd, *gradients, alone, *(running or ()))
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_same_bits(case, dtype, threads):
+    threads(COUNTS[0])
+    want = everything(case, dtype)
+    for count in COUNTS[1:]:
+        threads(count)
+        assert_same_bits(everything(case, dtype), want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [F16, F64], ids=str)
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_same_bits_other_dtypes(case, dtype, threads):
+    threads(COUNTS[0])
+    want = everything(case, dtype)
+    for count in (*COUNTS[1:], 16, 64):
+        threads(count)
+        assert_same_bits(everything(case, dtype), want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(12289, 1024), (24, 64, 96, 96)], ids=str)
+def test_same_bits_beyond_the_caches(shape, threads):
+    """Results that no cache holds, where other stores are used."""
+    cases = (
+        [layer(shape), layer(shape, axis=0)] if len(shape) == 2 else [batch(shape), instance(shape), group(shape, 8)]
+    )
+    for case in cases:
+        x = np.empty(shape, F32)
+        x[...] = data(shape[1:], F32)
+        x *= np.linspace(0.5, 2, shape[0], dtype=F32).reshape(-1, *[1] * (len(shape) - 1))
+        results = []
+        for count in (1, 2, 7):
+            threads(count)
+            y, mean, rstd = case.forward(x, return_stats=True)
+            results.append((y, *case.backward(y, x, mean, rstd, needs=case.names)))
+        assert_same_bits(results[1], results[0])
+        assert_same_bits(results[2], results[0])
+
+
+def test_the_comparison_notices_one_cell():
+    """Negative control: one cell moved to the next number is seen, in every dtype and result."""
+    for dtype in DTYPES:
+        want = everything(layer((3, 17)), dtype)
+        for i in range(len(want)):
+            wrong = (*want[:i], nudged(want[i]), *want[i + 1 :])
+            with pytest.raises(AssertionError, match=f"result {i}: 1 of"):
+                assert_same_bits(wrong, want)
+
+
+def test_data_order_matters():
+    """Negative control: the cases are such that another order of summation does change bits."""
+    changed = 0
+    for case in (layer((64, 1031)), batch((64, 3, 331)), rms((64, 1031))):
+        x = case.x(F32)
+        y = case.forward(x, return_stats=True)
+        flipped = np.ascontiguousarray(x[..., ::-1])
+        z = case.forward(flipped, return_stats=True)
+        changed += int((y[2] != z[2]).sum() if y[1] is None else (y[1] != z[1]).sum() + (y[2] != z[2]).sum())
+    assert changed > 0
+
+
+def test_concurrent_callers(threads):
+    """Eight Python threads at once, each with its own mixture of norms: every result as if it were alone."""
+    cases = [layer((129, 1031)), rms((129, 1031)), group((3, 12, 61, 61), 3), instance((3, 5, 97, 97)),
+             batch((5, 12, 47, 47)), batch((2049, 67)), layer((31, 67, 65), axis=1), layer((8, 16))]  # fmt: skip
+    threads(2)
+    inputs = {case: case.x(F32) for case in cases}
+    want = {case: everything(case, F32, inputs[case]) for case in cases}
+    gate = threading.Barrier(8)
+
+    def work(seed):
+        order = np.random.default_rng(seed).permutation(len(cases) * 3) % len(cases)
+        gate.wait()
+        for i in order:
+            assert_same_bits(everything(cases[i], F32, inputs[cases[i]]), want[cases[i]])
+
+    with ThreadPoolExecutor(8) as executor:
+        list(executor.map(work, range(8)))
+
+
+def test_controls_while_others_call(threads):
+    """Changing the threads and the pool while others compute harms nobody."""
+    case = layer((513, 1031))
+    x, weight, bias = case.x(), case.weight(), case.bias()
+    want = case.forward(x, weight, bias)
+    stop = threading.Event()
+
+    def turn_the_knobs():
+        count = 0
+        while not stop.is_set():
+            threads(1 + count % 7)
+            if count % 3 == 0:
+                nf.release_pool()
+            count += 1
+        return count
+
+    def call():
+        for _ in range(60):
+            assert_same_bits(case.forward(x, weight, bias), want)
+
+    with ThreadPoolExecutor(4) as executor:
+        knobs = executor.submit(turn_the_knobs)
+        try:
+            list(executor.map(lambda _: call(), range(3)))
+        finally:
+            stop.set()
+        assert knobs.result() > 0
+
+
+def _other_thread_runs_during(call):
+    """Whether a waiting Python thread runs inside `call`. Only a released GIL can let it: no switch is forced."""
+    interval = sys.getswitchinterval()
+    seen = []
+    go, ready = threading.Event(), threading.Event()
+
+    def waiter():
+        ready.set()
+        go.wait()
+        seen.append(True)
+
+    thread = threading.Thread(target=waiter)
+    thread.start()
+    ready.wait()
+    try:
+        sys.setswitchinterval(1000)
+        go.set()
+        call()
+        during = bool(seen)
+    finally:
+        sys.setswitchinterval(interval)
+    thread.join()
+    return during
+
+
+@pytest.mark.skipif(not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="this Python has no GIL to release")
+def test_large_calls_release_the_gil():
+    x = data((2048, 2048), F32)
+    x3 = x.reshape(64, 64, 1024)
+    _, mean, rstd = nf.layer_norm(x, return_stats=True)
+    calls = [
+        lambda: nf.layer_norm(x),
+        lambda: nf.rms_norm(x),
+        lambda: nf.group_norm(x3, 8),
+        lambda: nf.instance_norm(x3),
+        lambda: nf.batch_norm(x3, training=True),
+        lambda: nf.layer_norm_backward(x, x, mean, rstd),
+    ]
+    for call in calls:
+        # One try may fail: the machine may give the other thread no CPU in time.
+        assert any(_other_thread_runs_during(call) for _ in range(100))
+    # Negative control: work that keeps the GIL lets nobody in.
+    assert not any(_other_thread_runs_during(lambda: sum(range(200_000))) for _ in range(5))
