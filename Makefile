@@ -39,7 +39,7 @@ bench-check: $(STAMPS)/package $(STAMPS)/bench  ## a short run of the board, aft
 	$(BIN)/python -m benchmarks --set quick --check-only --out build/check.json
 	$(BIN)/python -m benchmarks --set quick --threads 1 --modes installed --rounds 3 --budget 0.1 --out build/short.json
 
-accuracy: $(STAMPS)/package $(STAMPS)/bench  ## write the table of errors in docs/numerics.md
+accuracy: $(STAMPS)/package $(STAMPS)/bench  ## write the tables of errors in docs/numerics.md and README.md
 	$(BIN)/python -m benchmarks.accuracy
 
 demo: $(STAMPS)/package $(STAMPS)/demo  ## train networks on handwritten digits; pictures go to demo-output/

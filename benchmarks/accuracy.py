@@ -1,12 +1,13 @@
 """Errors of float32 results, near zero and far from it: normfast against PyTorch, NumPy and JAX.
 
-`python -m benchmarks.accuracy` prints the table and writes it into docs/numerics.md. The exact results come from the
-textbook formulas in extended precision (`numpy.longdouble`).
+`python -m benchmarks.accuracy` prints the tables and writes them into docs/numerics.md, and an excerpt into README.md.
+The exact results come from the textbook formulas in extended precision (`numpy.longdouble`).
 """
 
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ import normfast as nf
 
 OFFSETS = (0.0, 1e4, 1e6)
 BEGIN, END = "<!-- accuracy:begin -->", "<!-- accuracy:end -->"
-PAGE = Path(__file__).parents[1] / "docs" / "numerics.md"
+ROOT = Path(__file__).parents[1]
 EPS = 1e-5
 GROUPS = 8
 IMAGES = (16, 64, 28, 28)
@@ -222,21 +223,22 @@ def rich_table(errors, libraries, quantity):
     return table
 
 
-def markdown(errors, libraries, samples, seed):
-    lines = []
-    for quantity, (title, _) in enumerate(QUANTITIES):
-        lines += [f"**{title}**", "", "| " + " | ".join(("norm", "offset", *libraries)) + " |"]
-        lines += ["|---|" + "---:|" * (len(libraries) + 1)]
-        lines += ["| " + " | ".join(row) + " |" for row in rows(errors, quantity)]
-        lines.append("")
-    versions = ", ".join(f"{name} {number}" for name, number in libraries.items())
-    config = nf.show_config(mode="dicts")
-    lines.append(
-        f"float32, data N(offset, 1), shape {OPS[0].shape} for layer and RMS norm, {IMAGES} for the others ({GROUPS} "
-        f"groups); the largest of {samples} samples, seed {seed}. {versions}; code path of normfast: "
-        f"{config['code_path']}. Written by `python -m benchmarks.accuracy`."
-    )
+def markdown_table(errors, libraries, quantity):
+    lines = [QUANTITIES[quantity][0] + ":", "", "| " + " | ".join(("norm", "offset", *libraries)) + " |"]
+    lines.append("|---|" + "---:|" * (len(libraries) + 1))
+    lines += ["| " + " | ".join(row) + " |" for row in rows(errors, quantity)]
     return "\n".join(lines)
+
+
+def caption(libraries, samples, seed):
+    versions = ", ".join(f"{name} {number}" for name, number in libraries.items())
+    code_path = nf.show_config(mode="dicts")["code_path"]
+    text = (
+        f"float32, data N(offset, 1), shape {OPS[0].shape} for layer and RMS norm, {IMAGES} for the others ({GROUPS} "
+        f"groups); the largest of {samples} samples, seed {seed}. {versions}; code path of normfast: {code_path}. "
+        "Written by `python -m benchmarks.accuracy`."
+    )
+    return textwrap.fill(text, 120)
 
 
 def write(page, block):
@@ -251,15 +253,19 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
     parser.add_argument("--samples", type=int, default=5, help="samples per norm and offset")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--page", type=Path, default=PAGE, help="page with the markers to write between")
+    parser.add_argument("--root", type=Path, default=ROOT, help="where README.md and docs/numerics.md lie")
     options = parser.parse_args()
     libraries = installed()
     errors = measure(libraries, options.samples, options.seed)
     console = Console()
     for quantity in range(len(QUANTITIES)):
         console.print(rich_table(errors, libraries, quantity))
-    write(options.page, markdown(errors, libraries, options.samples, options.seed))
-    console.print(f"written: {options.page}")
+    note = caption(libraries, options.samples, options.seed)
+    tables = [markdown_table(errors, libraries, quantity) for quantity in range(len(QUANTITIES))]
+    write(options.root / "docs" / "numerics.md", "\n\n".join([*tables, note]))
+    some = {key: row for key, row in errors.items() if key[0] in ("layer norm", "batch norm")}
+    write(options.root / "README.md", "\n\n".join([markdown_table(some, libraries, 0), note]))
+    console.print(f"written: docs/numerics.md, README.md in {options.root}")
 
 
 if __name__ == "__main__":

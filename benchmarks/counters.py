@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 from dataclasses import dataclass
+from time import perf_counter, process_time
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,31 @@ class Counts:
     def __sub__(self, other: Counts) -> Counts:
         waited = None if self.waited is None or other.waited is None else self.waited - other.waited
         return Counts(waited, self.faults - other.faults)
+
+
+class Neighbours:
+    """How many CPUs the rest of the machine has used since this was made; None where Linux does not say."""
+
+    def __init__(self) -> None:
+        self._start = (_busy(), process_time(), perf_counter())
+
+    def cpus(self) -> float | None:
+        busy, own, now = (_busy(), process_time(), perf_counter())
+        if busy is None or self._start[0] is None:
+            return None
+        others = busy - self._start[0] - (own - self._start[1])
+        return max(0.0, others / (now - self._start[2]))
+
+
+def _busy() -> float | None:
+    """Seconds of CPU time that the machine has spent on anything, or that a hypervisor has withheld."""
+    try:
+        with open("/proc/stat") as file:
+            fields = [int(field) for field in file.readline().split()[1:9]]
+    except (OSError, ValueError):
+        return None
+    user, nice, system, _idle, _iowait, interrupts, soft, stolen = fields
+    return (user + nice + system + interrupts + soft + stolen) / os.sysconf("SC_CLK_TCK")
 
 
 class Counters:

@@ -13,7 +13,7 @@ NOTES = (
     "(backward) of the same arrays with as many threads in the same rounds. spread: quartile range over median. A "
     "number under a peer is its time over normfast's: above 1, normfast is faster. - : the peer lacks the operation or "
     "is not installed. "
-    "~ : too few quiet samples. ! : fresh pages in spite of recycled outputs."
+    "~ : too few quiet samples, or other processes were busy. ! : fresh pages in spite of recycled outputs."
 )
 _TITLES = {"recycled": "recycled outputs", "installed": "as installed"}
 
@@ -83,6 +83,14 @@ def terminal(board: Board, console: Console) -> None:
             table.add_row(*values)
         console.print(table)
         console.print(_summary_table(board, mode, threads, cells))
+    disturbed = sum(cell.disturbed for cell in board.cells)
+    if disturbed:
+        text = (
+            f"In {disturbed} of {len(board.cells)} cells other processes were busy: measure again on a quiet machine."
+        )
+        console.print(text, style="bold yellow")
+    for line in board.inaccurate():
+        console.print(f"Far from exact: {line}", style="yellow", markup=False)
     console.print(NOTES, style="dim")
 
 
@@ -114,6 +122,7 @@ def markdown(board: Board) -> str:
         for s in summarise(cells, board.peers):
             lines.append(_line([s.name, str(s.cells), f"{s.mean:.2f}", f"{s.least:.2f}", s.least_at, str(s.slower)]))
         lines.append("")
+    lines += [f"Far from exact: {line}." for line in board.inaccurate()]
     lines += [NOTES.replace("~ :", "`~`:").replace("! :", "`!`:").replace("- :", "`-`:"), ""]
     return "\n".join(lines)
 

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from math import exp, log
 from pathlib import Path
 
+from .agreement import inaccurate
 from .board import SCHEMA
 from .peers import NAMES, SUBJECT
 from .shapes import Case
 
 FRESH_BYTES = 32 << 20  # glibc maps larger blocks anew for every call
 PAGE = 4096
+OTHERS_CPUS = 0.15  # used by other processes, on average over a cell, above which its figures are in doubt
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,13 @@ class Cell:
         return min(self.ratios, key=self.ratios.__getitem__, default=None)
 
     def noisy(self, name: str) -> bool:
-        """Fewer quiet samples than wanted, for this contender or for normfast."""
-        return self.raw["results"][name]["noisy"] or self.raw["results"][SUBJECT]["noisy"]
+        """Fewer quiet samples than wanted, for this contender or for normfast, or a busy machine."""
+        return self.disturbed or self.raw["results"][name]["noisy"] or self.raw["results"][SUBJECT]["noisy"]
+
+    @property
+    def disturbed(self) -> bool:
+        """Other processes used CPUs while this cell was measured."""
+        return (self.raw.get("others_cpus") or 0.0) > OTHERS_CPUS
 
     def faulting(self, name: str) -> bool:
         """Recycled outputs were asked for, but this contender's calls touch fresh pages."""
@@ -84,6 +91,16 @@ class Board:
         """Cells that belong into one table: one way of measuring, one number of threads."""
         for key in dict.fromkeys((cell.mode, cell.threads) for cell in self.cells):
             yield *key, [cell for cell in self.cells if (cell.mode, cell.threads) == key]
+
+    def inaccurate(self) -> list[str]:
+        """Contenders that were timed although a sum of theirs is far off."""
+        found = {
+            f"{name}, {cell.case.label}: error {error:.0%}": None
+            for cell in self.cells
+            for name, error in cell.raw["errors"].items()
+            if inaccurate(cell.case.dtype, error)
+        }
+        return list(found)
 
     def machine_line(self) -> str:
         machine, normfast = self.content["machine"], self.content["normfast"]

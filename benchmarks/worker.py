@@ -6,6 +6,7 @@ combination. It reads its orders as JSON from standard input and writes one JSON
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
 import os
@@ -15,6 +16,7 @@ from typing import TextIO
 
 from . import limits, native, peers
 from .agreement import Disagreement, check
+from .counters import Neighbours
 from .measure import measure, paired_ratio
 from .problem import Problem
 from .shapes import Case
@@ -86,7 +88,9 @@ class Worker:
 
     def _time(self, problem: Problem, contenders: dict) -> dict:
         bounds = limits.prepare(self.limits, problem, self.threads) if self.limits is not None else {}
+        neighbours = Neighbours()
         series = measure(contenders | bounds, self.threads, self.rounds, self.budget)
+        others = neighbours.cpus()
         subject = series[peers.SUBJECT]
         least = problem.case.least_bytes
         results = {}
@@ -101,7 +105,7 @@ class Worker:
             one = series[name].summary()
             one["gbs"] = bound.nbytes / one["seconds"] / 1e9
             limit[name] = one
-        return {"least_bytes": least, "results": results, "limits": limit}
+        return {"least_bytes": least, "results": results, "limits": limit, "others_cpus": others}
 
 
 def main() -> None:
@@ -109,6 +113,7 @@ def main() -> None:
     output = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     sys.stdout = sys.stderr
+    faulthandler.enable()  # should a peer crash, the log says where
     Worker(json.load(sys.stdin), output).run()
 
 

@@ -32,13 +32,13 @@ struct Moments {
 };
 
 // From s = sum(x - k) and q = sum((x - k)^2) over n cells. `single`: the sums were formed in float32.
-// With (mean - k)^2 <= var at most one bit of q is lost to cancellation.
+// With 4 (mean - k)^2 <= var cancellation costs q a quarter of its last bit.
 NF_HD Moments moments_from_sums(double s, double q, double k, double n, bool single) {
   const double dm = s / n;
   const double var = q / n - dm * dm;
   const Exact mean = two_sum(k, dm);
   const double least = single ? 0x1p-90 : 0x1p-900, most = single ? 0x1p+100 : 0x1p+900;
-  const bool good = dm * dm <= var && q >= least && q <= most;
+  const bool good = 4 * dm * dm <= var && q >= least && q <= most;
   return {mean.sum, mean.error, var, good};
 }
 
@@ -54,10 +54,10 @@ NF_HD double sample_variance(double var, double n, int ddof) { return ddof == 0 
 // Constant data with eps = 0 have rstd = inf; their centred cells are exactly 0, and so is the output before bias.
 NF_HD double usable(double rstd) { return rstd == HUGE_VAL ? 0.0 : rstd; }
 
-// Can the map of a float32 computation hold these? (NaN can: it spoils the row in any type.)
+// Can the map of a float32 computation hold these, with room for a weight of 10^10 either way? (NaN can: it spoils
+// the row in any type.)
 NF_HD bool fits_single(double mean, double rstd) {
-  const double m = fabs(mean);
-  return !(m > 1e37) && !(rstd > 1e36 && rstd < HUGE_VAL) && !(rstd < 1e-36);
+  return !(fabs(mean) > 1e37) && !(rstd > 1e28 && rstd < HUGE_VAL) && !(rstd < 1e-28);
 }
 
 // Backward multiplies by rstd twice, so its range is narrower.

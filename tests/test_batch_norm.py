@@ -32,8 +32,10 @@ def test_running_statistics(case, dtype, running, ddof):
     assert_forward(y, want)
     n = x.size // 5
     batch_mean, batch_var = want.mean.astype(F64), want.var.astype(F64) * n / (n - ddof)
-    np.testing.assert_allclose(mean.astype(F64), 0.7 * before_mean + 0.3 * batch_mean, rtol=TINY[running], atol=1e-6)
-    np.testing.assert_allclose(var.astype(F64), 0.7 * before_var + 0.3 * batch_var, rtol=TINY[running])
+    # float64 running statistics of float32 data are as good as the statistics of the data.
+    slack = TINY[running] if dtype == F64 else max(TINY[running], 1e-6)
+    np.testing.assert_allclose(mean.astype(F64), 0.7 * before_mean + 0.3 * batch_mean, rtol=slack, atol=1e-6)
+    np.testing.assert_allclose(var.astype(F64), 0.7 * before_var + 0.3 * batch_var, rtol=slack)
     assert mean.dtype == var.dtype == running
 
 

@@ -167,8 +167,8 @@ def batch_norm_table():
 def backward_table():
     stats = {"layer": (4, 6, 1), "rms": (4, 6, 1), "group": (4, 3), "instance": (4, 6), "batch": (6,)}
     for f in BACKWARD:
-        yield f, {"dy": X32[:3]}, ValueError, "dy", r"must have shape \(4, 6, 4\).*got \(3, 6, 4\)"
-        yield f, {"dy": X32[0]}, ValueError, "dy", r"must have shape \(4, 6, 4\).*got \(6, 4\)"
+        yield f, {"dy": X32[:3]}, ValueError, "dy", r"must have .*\(4, 6, 4\).*got \(3, 6, 4\)"
+        yield f, {"dy": X32[0]}, ValueError, "dy", r"must have .*\(4, 6, 4\).*got \(6, 4\)"
         yield f, {"dy": X}, TypeError, "dy", "must .*float32.*got float64"
         yield f, {"dy": X.astype(F16)}, TypeError, "dy", "must .*float32.*got float16"
         yield f, {"dy": X.astype(complex)}, TypeError, "dy", "must .*float32.*got complex128"

@@ -238,7 +238,9 @@ for dtype in (F32, BF16):
         _, mean, rstd = case.forward(x, weight, bias, return_stats=True, **kw)
         forward = grown(lambda: [case.forward(x, weight, bias, out=out, **kw)])
         backward = grown(lambda: case.backward(dy, x, mean, rstd, weight, out=out))
-        found[f"{case}-{dtype}"] = forward / x.nbytes, backward / x.nbytes
+        # Accumulators and converted copies of the parameters: a few doubles for each, however few rows share them.
+        allowed = 64 * weight.size
+        found[f"{case}-{dtype}"] = [(size - allowed) / x.nbytes for size in (forward, backward)]
 # Negative control: a temporary as large as x shows.
 found["control"] = [grown(lambda: [(x == 3).astype(x.dtype).sum()[None][:0]]) / x.nbytes]
 print(json.dumps(found))
@@ -249,7 +251,10 @@ print(json.dumps(found))
 def test_no_temporary_as_large_as_x():
     """Peak memory of every norm and layout on contiguous x, with the memory of y or dx given."""
     pytest.importorskip("resource", reason="peak memory is not known without the resource module")
-    found = json.loads(_child.output("import warnings; warnings.simplefilter('ignore')\n" + PEAK, timeout=600))
+    # Memory that the allocator keeps back for itself would hide a temporary: large blocks come from the system.
+    straight = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=65536", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    code = "import warnings; warnings.simplefilter('ignore')\n" + PEAK
+    found = json.loads(_child.output(code, timeout=600, **straight))
     assert found.pop("control")[0] > 0.9
     large = {case: parts for case, parts in found.items() if max(parts) > 0.9}
-    assert not large, f"peak memory over x.nbytes, forward and backward: {large}"
+    assert not large, f"peak memory beyond x, y, parameters, over x.nbytes, forward and backward: {large}"

@@ -74,6 +74,8 @@ class OnnxRuntime(Peer):
             attributes["axis"] = -1
         elif case.family == "group_norm":
             attributes["num_groups"] = case.groups
+            if problem.dtype == np.float64:  # the default is to compute in float32 even then
+                attributes["stash_type"] = self.onnx.TensorProto.DOUBLE
         elif case.family == "batch_norm":
             parameters |= {
                 "m": problem.running_mean.astype(problem.dtype),

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdarg>
+#include <cstdio>
 #include <cstring>
 #include <new>
 
@@ -96,8 +97,7 @@ static void refuse_device(const char* fn, const char* name, PyObject* obj) {
          fn, name, name, name);
 }
 
-// Anything np.asarray takes, as an array.
-static Ref as_array(const char* fn, const char* name, PyObject* obj) {
+Ref as_array(const char* fn, const char* name, PyObject* obj) {
   if (PyArray_Check(obj)) return Ref::borrow(obj);
   refuse_device(fn, name, obj);
   if (obj == Py_None) fail(PyExc_TypeError, "%s: %s must be an array, got None", fn, name);
@@ -216,16 +216,21 @@ int64_t take_int(const char* fn, const char* name, PyObject* obj) {
   return v;
 }
 
-static int normal_axis(const char* fn, int64_t axis, int nd) {
+// `prefix`: what AxisError puts before its own text
+static int normal_axis(const char* prefix, int64_t axis, int nd) {
   if (axis >= -nd && axis < nd) return int(axis < 0 ? axis + nd : axis);
   Ref module = Ref::checked(PyImport_ImportModule("numpy.exceptions"));
   Ref type = Ref::checked(PyObject_GetAttrString(module.get(), "AxisError"));
-  Ref error = Ref::checked(PyObject_CallFunction(type.get(), "Lis", static_cast<long long>(axis), nd, fn));
+  Ref error = Ref::checked(PyObject_CallFunction(type.get(), "Lis", static_cast<long long>(axis), nd, prefix));
   PyErr_SetObject(type.get(), error.get());
   throw Failure{};
 }
 
-int take_axis(const char* fn, PyObject* obj, int nd) { return normal_axis(fn, take_int(fn, "channel_axis", obj), nd); }
+int take_axis(const char* fn, PyObject* obj, int nd) {
+  char prefix[64];
+  std::snprintf(prefix, sizeof prefix, "%s: channel_axis", fn);
+  return normal_axis(prefix, take_int(fn, "channel_axis", obj), nd);
+}
 
 Axes take_axes(const char* fn, PyObject* obj, int nd) {
   Axes a;
@@ -330,6 +335,10 @@ int take_needs(const char* fn, PyObject* obj, bool has_weight, bool has_bias_gra
   return needs;
 }
 
+void refuse_out(const char* fn) {
+  fail(PyExc_ValueError, "%s: out must be None when needs does not hold \"x\", since it receives dx, got an array", fn);
+}
+
 // ---- results -------------------------------------------------------------------------------------------------------
 
 static void return_block(PyObject* capsule) { pool_free(PyCapsule_GetPointer(capsule, "normfast.block")); }
@@ -393,6 +402,7 @@ bool arrays_overlap(PyArrayObject* a, PyArrayObject* b) {
 
 static bool overlaps_itself(PyArrayObject* a) {
   // Ordered by stride, every axis must step over all that the smaller ones reach.
+  if (PyArray_SIZE(a) == 0) return false;
   Order order;
   find_order(a, &order);
   npy_intp reach = PyArray_ITEMSIZE(a);

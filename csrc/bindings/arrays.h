@@ -80,6 +80,10 @@ struct Source {
   size_t bytes() const { return size_t(PyArray_NBYTES(array.array())); }
 };
 
+// Anything np.asarray takes, as an array; arrays on a CUDA device are refused.
+Ref as_array(const char* fn, const char* name, PyObject* obj);
+[[noreturn]] void refuse_out(const char* fn);
+
 // Argument `name` of function `fn` as kernel input.
 Source take_source(const char* fn, const char* name, PyObject* obj);
 // The same in the memory order, shape and dtype of `x` (dy in backward).

@@ -165,7 +165,7 @@ PyObject* batch_norm_backward(PyObject*, PyObject* const* a, Py_ssize_t) {
     const Stat rstd = take_stat(fn, "rstd", a[3], 1, &p.channels, nullptr);
     const Param w = take_param(fn, "weight", w_obj, x, 1, &p.channels, nullptr, p.match);
     const int needs = take_needs(fn, a[7], w_obj != Py_None, true);
-    if (out != Py_None && !(needs & need_x)) fail(PyExc_ValueError, "%s: out receives dx, but needs does not hold \"x\"", fn);
+    if (out != Py_None && !(needs & need_x)) refuse_out(fn);
     if (training) check_batch(fn, p, x);
     const Result::Input inputs[] = {{dy_obj, "dy", true},
                                     {x_obj, "x", true},

@@ -7,11 +7,23 @@
 namespace nf {
 namespace {
 
+int take_threads(const char* fn, PyObject* obj) {
+  const int64_t n = take_int(fn, "n", obj);
+  if (n < 1 || n > max_threads) fail(PyExc_ValueError, "%s: n must lie between 1 and %d, got %R", fn, max_threads, obj);
+  return int(n);
+}
+
+// For `with threads(n)`, which refuses a bad n before the block is entered.
+PyObject* check_num_threads(PyObject*, PyObject* const* a, Py_ssize_t) {
+  return guarded([&]() -> PyObject* {
+    take_threads("threads", a[0]);
+    Py_RETURN_NONE;
+  });
+}
+
 PyObject* set_num_threads(PyObject*, PyObject* const* a, Py_ssize_t) {
   return guarded([&]() -> PyObject* {
-    const int64_t n = take_int("set_num_threads", "n", a[0]);
-    if (n < 1 || n > max_threads) fail(PyExc_ValueError, "set_num_threads: n must lie between 1 and %d, got %R", max_threads, a[0]);
-    set_threads(int(n));
+    set_threads(take_threads("set_num_threads", a[0]));
     Py_RETURN_NONE;
   });
 }
@@ -47,7 +59,7 @@ PyObject* config(PyObject*, PyObject* const*, Py_ssize_t) {
 
 }  // namespace
 
-PyMethodDef control_methods[] = {NF_METHOD(set_num_threads, 1), NF_METHOD(get_num_threads, 0), NF_METHOD(set_pool_limit, 1),
+PyMethodDef control_methods[] = {NF_METHOD(check_num_threads, 1), NF_METHOD(set_num_threads, 1), NF_METHOD(get_num_threads, 0), NF_METHOD(set_pool_limit, 1),
                                  NF_METHOD(release_pool, 0),    NF_METHOD(config, 0),          {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace nf

@@ -49,7 +49,7 @@ Plan make_plan(const char* fn, const Source& x, int channel_axis, npy_intp group
 int take_channel_axis(const char* fn, PyObject* obj, const Source& x) {
   if (x.nd() < 2) fail(PyExc_ValueError, "%s: x must have at least 2 dimensions (samples, channels, ...), got shape %R", fn, shape_of(x.nd(), x.dims()).get());
   const int axis = take_axis(fn, obj, x.nd());
-  if (axis == 0) fail(PyExc_ValueError, "%s: channel_axis must not be 0, the axis of the samples", fn);
+  if (axis == 0) fail(PyExc_ValueError, "%s: channel_axis must not be axis 0, that of the samples, got %R", fn, obj);
   return axis;
 }
 
@@ -113,7 +113,7 @@ PyObject* backward(const char* fn, bool instance, PyObject* dy_obj, PyObject* x_
   const npy_intp channels = x.dim(axis);
   npy_intp groups = channels;
   if (!instance) {  // the number of groups is told by the statistics
-    Ref m = Ref::checked(PyArray_FromAny(mean_obj, nullptr, 0, 0, 0, nullptr));
+    const Ref m = as_array(fn, "mean", mean_obj);
     if (PyArray_NDIM(m.array()) != 2 || PyArray_DIM(m.array(), 0) != x.dim(0) || PyArray_DIM(m.array(), 1) < (channels > 0) ||
         (channels > 0 && channels % PyArray_DIM(m.array(), 1) != 0))
       fail(PyExc_ValueError, "%s: mean must have shape (%zd, num_groups), with num_groups a divisor of the %zd channels, got %R", fn,
@@ -126,7 +126,7 @@ PyObject* backward(const char* fn, bool instance, PyObject* dy_obj, PyObject* x_
   const Match match(axis);
   const Param w = take_param(fn, "weight", w_obj, x, 1, &channels, nullptr, match.text);
   const int needs = take_needs(fn, needs_obj, w_obj != Py_None, true);
-  if (out != Py_None && !(needs & need_x)) fail(PyExc_ValueError, "%s: out receives dx, but needs does not hold \"x\"", fn);
+  if (out != Py_None && !(needs & need_x)) refuse_out(fn);
   Source work{Ref::borrow(x.array.get()), x.order, x.dtype, x.copied};
   put_samples_first(work);
   const bool moved = work.array.get() != x.array.get();

@@ -217,7 +217,7 @@ PyObject* backward(const Norm& norm, PyObject* dy_obj, PyObject* x_obj, PyObject
   const Stat rstd = take_stat(fn, "rstd", rstd_obj, x.nd(), p.stat_dims, stat_permutation(p, x));
   const Param w = take_param(fn, "weight", w_obj, x, p.param_nd, p.param_dims, p.param_permutation(), "the normalised axes of x");
   const int needs = take_needs(fn, needs_obj, w_obj != Py_None, norm.center);
-  if (out != Py_None && !(needs & need_x)) fail(PyExc_ValueError, "%s: out receives dx, but needs does not hold \"x\"", fn);
+  if (out != Py_None && !(needs & need_x)) refuse_out(fn);
   Ref items[3];
   std::optional<Result> dx;
   if (needs & need_x) {

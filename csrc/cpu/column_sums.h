@@ -124,6 +124,7 @@ NF_INLINE void window(const Column& f, int64_t o, int64_t end, LaneTables<C>& t)
     if (!Whole && o + j >= end) return;
     f.get(o + j, a, b, c);
     Vec<C> s1 = a, q1 = b * c;
+#pragma GCC unroll 4
     for (int64_t i = 1; i < 4; ++i) {
       if (!Whole && o + i * L + j >= end) break;
       f.get(o + i * L + j, a, b, c);
@@ -154,6 +155,7 @@ template <class C> NF_INLINE void close_block(LaneTables<C>& t) {
       widen_to(s8, t.s3[j + 8]), widen_to(q8, t.q3[j + 8]);
       for (int h = 0; h < 2; ++h) s[h] = s[h] + s8[h], q[h] = q[h] + q8[h];
     }
+#pragma GCC unroll 2
     for (int h = 0; h < L / 8; ++h) t.s[j][h] = t.s[j][h] + s[h], t.q[j][h] = t.q[j][h] + q[h];
   }
   for (int j = 0; j < L; ++j) t.s3[j] = t.q3[j] = zero;
@@ -183,6 +185,7 @@ __attribute__((noinline)) void column_chunk(const Term& f, int64_t begin, int64_
       }
     }
     for (int v = 0; v < vectors; ++v)
+#pragma GCC unroll 2
       for (int h = 0; h < int(L / 8); ++h) {
         F64 vs[8], vq[8];
         for (int j = 0; j < 8; ++j) vs[j] = tables[v].s[j][h], vq[j] = tables[v].q[j][h];
@@ -206,20 +209,28 @@ __attribute__((noinline)) void column_pilots(const T* x, int64_t pitch, int64_t 
     const int k = int(c1 - c < L ? c1 - c : L);
     F64 sum[8][L / 8];
     for (int64_t l = L - 1; l >= 0; --l) {
-      const auto cell = [&](int i) { return cells_at<C>(x + (n < L ? (l < n ? l : 0) : starts[i] + l) * pitch + c, k); };
-      Vec<C> p = cell(0) * quarter;
-      for (int i = 1; i < 4; ++i) p = fma(cell(i), quarter, p);
+      const auto cell = [&](int64_t o) { return cells_at<C>(x + o * pitch + c, k); };
+      Vec<C> p;
+      if (n < L) {
+        p = cell(l < n ? l : 0) - cell(0);
+      } else {
+        p = cell(starts[0] + l) * quarter;
+        for (int i = 1; i < 4; ++i) p = fma(cell(starts[i] + l), quarter, p);
+      }
       F64 wide[L / 8];
       widen_to(wide, p);
+#pragma GCC unroll 2
       for (int h = 0; h < int(L / 8); ++h) sum[l % 8][h] = l < 8 && L == 16 ? wide[h] + sum[l][h] : wide[h];
     }
     double mean[L];
+#pragma GCC unroll 2
     for (int h = 0; h < int(L / 8); ++h) {
       F64 v[8];
       for (int j = 0; j < 8; ++j) v[j] = sum[j][h];
-      store(mean + 8 * h, fold8(v) * splat<double>(1.0 / double(L)));
+      store(mean + 8 * h, fold8(v));
     }
-    for (int i = 0; i < k; ++i) out[c - c0 + i] = static_cast<C>(mean[i]);
+    for (int i = 0; i < k; ++i)
+      out[c - c0 + i] = n < L ? few_pilot(C(Cast<T>::get(x[c + i])), mean[i], n) : static_cast<C>(mean[i] / double(L));
   }
 }
 

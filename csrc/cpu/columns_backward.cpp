@@ -75,6 +75,9 @@ template <class T> NF_INLINE bool fits(const Backward<T>& f, const Unit<T>& u, i
   return sizeof(typename TypeOf<T>::compute) == 8 || fits_single_backward(mean_of(f, u, i), rstd_at(f, u, i));
 }
 
+// One cell to a statistic: the output does not depend on x, and there is exactly no gradient.
+template <class T> NF_INLINE bool single_cell(const Backward<T>& f) { return f.a.center && !f.a.frozen && f.g.outer * f.g.span == 1; }
+
 // The rounded means (and, for parameters along the rows, the rest of xhat's coefficients) before anything is summed.
 template <class T> void begin_unit(const Backward<T>& f, Unit<T>& u) {
   using C = typename TypeOf<T>::compute;
@@ -83,11 +86,12 @@ template <class T> void begin_unit(const Backward<T>& f, Unit<T>& u) {
   for (int64_t i = 0; i < channels; ++i) {
     const bool good = fits(f, u, i);
     u.extreme = u.extreme || !good;
-    const Hat<C> h = good ? hat<C>(mean_of(f, u, i), 0, rstd_at(f, u, i)) : Hat<C>{};
-    if (by_rows(f)) u.hi[i] = h.hi, u.p[i] = h.rs, u.t[i] = h.t;
-    if (f.is_planes) u.shift[i] = h.hi;
-    else
-      for (int64_t j = 0; j < span; ++j) u.shift[i * span + j] = h.hi;
+    if (by_rows(f)) {
+      const Hat<C> h = good && !single_cell(f) ? hat<C>(mean_of(f, u, i), 0, rstd_at(f, u, i)) : Hat<C>{};
+      u.hi[i] = h.hi, u.p[i] = h.rs, u.t[i] = h.t;
+    }
+    const C shift = good ? slope_shift<T>(mean_of(f, u, i)) : C(0);
+    for (int64_t j = 0; j < (f.is_planes ? 1 : span); ++j) u.shift[f.is_planes ? i : i * span + j] = shift;
   }
 }
 
@@ -161,13 +165,13 @@ template <class T> void build_tables(const Backward<T>& f, Unit<T>& u) {
     const bool good = fits(f, u, i);
     const double mean = mean_of(f, u, i), rstd = rstd_at(f, u, i);
     if (by_rows(f)) {
-      const Slope<C> k = good ? slope<C>(rstd, u.c1_of[i], u.c2_of[i]) : Slope<C>{};
+      const Slope<C> k = good && !single_cell(f) ? slope<C>(rstd, u.c1_of[i], u.c2_of[i]) : Slope<C>{};
       u.q[i] = k.a, u.b_of[i] = k.b;
       continue;
     }
     Gradient<C> k{};
     for (int64_t j = 0; j < span; ++j) {
-      if (j % f.g.param_span == 0 && good) {
+      if (j % f.g.param_span == 0 && good && !single_cell(f)) {
         const double w = f.w != nullptr ? double(f.w[(u.c0 + i * span + j) / f.g.param_span]) : 1.0;
         k = f.a.frozen ? Gradient<C>{0, C(usable(rstd) * w), 0, 0} : gradient<C>(mean, rstd, w, u.c1_of[i], u.c2_of[i]);
       }

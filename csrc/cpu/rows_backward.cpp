@@ -95,7 +95,8 @@ __attribute__((noinline)) void row_sums(const Backward<T>& f, Group<T>& u, int i
     u.k[i] = {};  // contributes nothing in the second step
     return;
   }
-  const Hat<C> h = hat<C>(mean, 0, rstd);
+  Hat<C> h = hat<C>(mean, 0, rstd);
+  if (Center && f.n == 1) h.rs = h.t = 0;  // the output does not depend on x: exactly no gradient
   u.k[i].h = h, u.k[i].k = {};
   if (f.a.dx == nullptr) return;
   const Sums s = u.w != nullptr ? run_sums<C>(WeightedSlopes<C, T, true, Center>{u.dy[i], u.x[i], u.w, h}, f.n)
@@ -111,6 +112,7 @@ NF_INLINE void columns_step(const Backward<T>& f, const Group<T>& u, int i0, int
   constexpr int64_t L = Lanes<C>::n;
   V w[width], sum_w[width], sum_b[width];
   const bool in_parts = u.chain_w != nullptr;
+#pragma GCC unroll 4
   for (int j = 0; j < width; ++j) {
     if (u.w == nullptr) w[j] = splat<C>(1);
     else if constexpr (Partial) w[j] = Cells<C, C>::load_n(u.w + c, k, C(0));
@@ -124,10 +126,12 @@ NF_INLINE void columns_step(const Backward<T>& f, const Group<T>& u, int i0, int
   for (int i = i0; i < i1;) {
     const int chain_end = i + 4 < i1 ? i + 4 : i1;
     V chain_w[width], chain_b[width];
+#pragma GCC unroll 4
     for (int j = 0; j < width; ++j) chain_w[j] = chain_b[j] = splat<C>(0);
     for (; i < chain_end; ++i) {
       const RowCoefficients<C>& q = u.k[i];
       const V hi = splat<C>(q.h.hi), rs = splat<C>(q.h.rs), t = splat<C>(q.h.t), a = splat<C>(q.k.a), b = splat<C>(q.k.b);
+#pragma GCC unroll 4
       for (int j = 0; j < width; ++j) {
         V d, x;
         if constexpr (Partial) {
@@ -148,15 +152,18 @@ NF_INLINE void columns_step(const Backward<T>& f, const Group<T>& u, int i0, int
         chain_b[j] = chain_b[j] + d;
       }
     }
+#pragma GCC unroll 4
     for (int j = 0; j < width; ++j) sum_w[j] = sum_w[j] + chain_w[j], sum_b[j] = sum_b[j] + chain_b[j];
   }
   if (in_parts && i1 < u.rows) {
+#pragma GCC unroll 4
     for (int j = 0; j < width; ++j) {
       Cells<C, C>::store(u.chain_w + c + j * L, sum_w[j]);
       Cells<C, C>::store(u.chain_b + c + j * L, sum_b[j]);
     }
     return;
   }
+#pragma GCC unroll 4
   for (int j = 0; j < width; ++j) {
     add_wide(u.dweight + c + j * L, sum_w[j]);
     add_wide(u.dbias + c + j * L, sum_b[j]);
@@ -360,7 +367,7 @@ template <class T, bool Stream> void run_rows(void* context, int64_t begin, int6
     const double mean = f.a.mean[r], rstd = f.a.rstd[r], scale = usable(rstd);
     const bool single = sizeof(C) == 4 && !(f.extreme && !fits_single_backward(mean, rstd));
     const C* w = f.w != nullptr ? f.w + (r % f.g.period) * channels : nullptr;
-    const double hi = double(C(mean)), lo = mean - hi;
+    const double hi = double(slope_shift<T>(mean)), lo = mean - hi;
     double* sums = f.run_sums + r * channels * 2;
     double s1 = 0, s2 = 0;
     for (int64_t c = 0; c < channels; ++c) {
@@ -385,7 +392,8 @@ template <class T, bool Stream> void run_rows(void* context, int64_t begin, int6
         const int64_t i = c * length;
         Ahead ahead;
         if (f.ahead && r + 1 < f.g.count) ahead = {dy + f.n + i, x + f.n + i};
-        const Gradient<C> k = gradient<C>(mean, rstd, plain ? 1.0 : double(w[c]), c1, c2);
+        Gradient<C> k = gradient<C>(mean, rstd, plain ? 1.0 : double(w[c]), c1, c2);
+        if (f.n == 1) k = {};  // the output does not depend on x: exactly no gradient
         map_cells<C, Stream>(dx + i, length, ahead, GradientOp<C, T>{dy + i, x + i, k});
       }
     } else {

@@ -194,24 +194,35 @@ template <class C, class T, bool Weighted, bool Center> struct WeightedSlopes {
   }
 };
 
+// The shift for sums of dy*(x - shift): near the mean and such that x - shift is exact wherever x is. 16-bit data take few
+// values, so that a rounding of x - mean would be the same one again and again.
+template <class T> NF_INLINE typename TypeOf<T>::compute slope_shift(double mean) {
+  using C = typename TypeOf<T>::compute;
+  if (sizeof(T) > 2) return static_cast<C>(mean);
+  const C rounded = Cast<T>::get(Cast<T>::from(mean));
+  return rounded - rounded == C(0) ? rounded : static_cast<C>(mean);  // beyond the largest float16
+}
+
 // ---- moments of a contiguous run -------------------------------------------------------------------------------
 
 // A value near the mean: the average of 4 L cells spread over the run, exact for constant data. Scaling by 1/4 first
 // keeps the sum from overflowing.
+template <class C> NF_INLINE C few_pilot(C first, double rest, int64_t n) { return static_cast<C>(double(first) + rest / double(n)); }
+
 template <class C, class T> NF_INLINE C pilot(const T* x, int64_t n) {
   constexpr int64_t L = Lanes<C>::n;
   const Vec<C> quarter = splat<C>(C(0.25));
   Vec<C> p;
-  if (n < L) {
-    const Vec<C> v = Cells<C, T>::load_n(x, int(n), C(Cast<T>::get(x[0])));
-    p = v * quarter, p = fma(v, quarter, p), p = fma(v, quarter, p), p = fma(v, quarter, p);
-  } else {
-    const int64_t last = n - L;
-    p = Cells<C, T>::load(x) * quarter;
-    p = fma(Cells<C, T>::load(x + last / 3), quarter, p);
-    p = fma(Cells<C, T>::load(x + 2 * last / 3), quarter, p);
-    p = fma(Cells<C, T>::load(x + last), quarter, p);
+  if (n < L) {  // too few cells for roundings to average out: the mean itself, from differences
+    const C first = Cast<T>::get(x[0]);
+    const Vec<C> v = Cells<C, T>::load_n(x, int(n), first) - splat<C>(first);
+    return few_pilot(first, sum_lanes(v), n);
   }
+  const int64_t last = n - L;
+  p = Cells<C, T>::load(x) * quarter;
+  p = fma(Cells<C, T>::load(x + last / 3), quarter, p);
+  p = fma(Cells<C, T>::load(x + 2 * last / 3), quarter, p);
+  p = fma(Cells<C, T>::load(x + last), quarter, p);
   return static_cast<C>(sum_lanes(p) / double(L));
 }
 

@@ -74,14 +74,14 @@ class threads:
     Parameters
     ----------
     n : int
-        As in `set_num_threads`. It is checked when the block is entered, and nothing changes if it is refused.
+        As in `set_num_threads`, and checked at once.
 
     Raises
     ------
     TypeError
-        On entry, if `n` is not an integer.
+        If `n` is not an integer.
     ValueError
-        On entry, if `n` is less than 1 or too large.
+        If `n` is less than 1 or too large.
 
     Examples
     --------
@@ -97,6 +97,7 @@ class threads:
     __slots__ = ("_n", "_previous")
 
     def __init__(self, n: int) -> None:
+        _core.check_num_threads(n)
         self._n = n
         self._previous: list[int] = []
 
