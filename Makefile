@@ -66,6 +66,7 @@ $(STAMPS)/build: $(STAMPS)/venv
 	touch $@
 
 $(STAMPS)/package: $(STAMPS)/build $(SOURCES)
+	@echo "Building normfast: a minute or two from scratch."
 	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall \
 	  --no-build-isolation --check-build-dependencies .
 	touch $@

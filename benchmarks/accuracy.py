@@ -21,7 +21,7 @@ from rich.table import Table
 
 import normfast as nf
 
-OFFSETS = (0.0, 1e4, 1e6)
+OFFSETS = (0, 1e4, 1e6)
 BEGIN, END = "<!-- accuracy:begin -->", "<!-- accuracy:end -->"
 ROOT = Path(__file__).parents[1]
 EPS = 1e-5
@@ -211,7 +211,8 @@ QUANTITIES = (
 def rows(errors, quantity):
     text = QUANTITIES[quantity][1]
     for (name, offset), row in errors.items():
-        yield [name, f"{offset:.0e}" if offset else "0", *(text(values[quantity]) for values in row.values())]
+        power = f"{offset:.0e}".replace("+0", "") if offset else "0"
+        yield [name, power, *(text(values[quantity]) for values in row.values())]
 
 
 def rich_table(errors, libraries, quantity):

@@ -65,12 +65,17 @@ NF_HD bool fits_single_backward(double mean, double rstd) {
   return !(fabs(mean) > 1e37) && !(rstd > 1e16 && rstd < HUGE_VAL) && !(rstd < 1e-16);
 }
 
+// The number that is subtracted from x before anything is multiplied. The mean, rounded: x - hi is then exact for cells
+// near it. Where the mean is smaller than the spread of the data, nothing: x itself is exact, and the mean goes into the
+// constant of the map, whose rounding is small beside the row's largest cell. `var` is that of these very cells.
+template <class C> NF_HD C centre(double mean, double var) { return mean * mean <= var ? C(0) : static_cast<C>(mean); }
+
 // xhat = fma(x - hi, rs, t)
 template <class C> struct Hat {
   C hi, rs, t;
 };
-template <class C> NF_HD Hat<C> hat(double mean, double mean_lo, double rstd) {
-  const C hi = static_cast<C>(mean);
+template <class C> NF_HD Hat<C> hat(double mean, double mean_lo, double var, double rstd) {
+  const C hi = centre<C>(mean, var);
   const double lo = (mean - static_cast<double>(hi)) + mean_lo;
   const double r = usable(rstd);
   return {hi, static_cast<C>(r), static_cast<C>(-lo * r)};
@@ -80,8 +85,8 @@ template <class C> NF_HD Hat<C> hat(double mean, double mean_lo, double rstd) {
 template <class C> struct Affine {
   C hi, s, t;
 };
-template <class C> NF_HD Affine<C> affine(double mean, double mean_lo, double rstd, double weight, double bias) {
-  const C hi = static_cast<C>(mean);
+template <class C> NF_HD Affine<C> affine(double mean, double mean_lo, double var, double rstd, double weight, double bias) {
+  const C hi = centre<C>(mean, var);
   const double lo = (mean - static_cast<double>(hi)) + mean_lo;
   const double s = usable(rstd) * weight;
   return {hi, static_cast<C>(s), static_cast<C>(bias - lo * s)};

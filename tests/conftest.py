@@ -1,4 +1,4 @@
-"""Shared fixtures, and the hypothesis profiles: `ci` draws the same examples on every run."""
+"""Shared fixtures, and the hypothesis profiles: `ci` draws the same examples on every run, `long` draws many."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import normfast as nf
 _common = {"deadline": None, "max_examples": 60, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("dev", **_common)
 settings.register_profile("ci", derandomize=True, database=None, **_common)
+settings.register_profile("long", **_common | {"max_examples": 5000})
 settings.load_profile("ci" if os.environ.get("CI") else os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 

@@ -52,11 +52,9 @@ def test_gradients(case):
         np.testing.assert_allclose(gradient, differences(loss, a), rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("case", SMALL, ids=str)
+@pytest.mark.parametrize("case", [c for c in SMALL if c.op == "batch_norm" and c.training], ids=str)
 def test_a_missing_term_shows(case):
     """Negative control: the gradient with the statistics held constant is not that of training."""
-    if case.op != "batch_norm" or not case.training:
-        return
     x, dy = case.x(F64), case.dy(F64)
     _, mean, rstd = case.forward(x, return_stats=True)
     frozen = case.with_(training=False).backward(dy, x, mean, rstd)[0]

@@ -62,6 +62,24 @@ def test_same_bits(case, dtype, threads):
         assert_same_bits(everything(case, dtype), want)
 
 
+@pytest.mark.parametrize("scale", [1e-40, 1e-30, 1e36])
+@pytest.mark.parametrize("case", [LARGE[0], LARGE[1], LARGE[3], LARGE[9], LARGE[13], LARGE[14], LARGE[15]], ids=str)
+def test_same_bits_of_extremes(case, scale, threads):
+    """Reductions that need another way than their neighbours: every fifth is far out of the usual range, one is NaN."""
+    x = case.x(F64)
+    cells = case.geometry.cells
+    flat = x.reshape(-1)
+    flat[cells[::5]] *= scale
+    flat[cells[1, 0]] = np.nan
+    x = flat.reshape(case.shape).astype(F32)
+    results = []
+    for count in COUNTS:
+        threads(count)
+        y, mean, rstd = case.forward(x, eps=0.0, return_stats=True)
+        results.append((y, mean, rstd, *case.backward(case.dy(), x, mean, rstd, needs=case.names)))
+        assert_same_bits(results[-1], results[0])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [F16, F64], ids=str)
 @pytest.mark.parametrize("case", LARGE, ids=str)

@@ -33,7 +33,7 @@ PyObject* get_num_threads(PyObject*, PyObject* const*, Py_ssize_t) { return PyLo
 PyObject* set_pool_limit(PyObject*, PyObject* const* a, Py_ssize_t) {
   return guarded([&]() -> PyObject* {
     const int64_t n = take_int("set_pool_limit", "nbytes", a[0]);
-    if (n < 0) fail(PyExc_ValueError, "set_pool_limit: nbytes must not be negative, got %R", a[0]);
+    if (n < 0 || n == INT64_MAX) fail(PyExc_ValueError, "set_pool_limit: nbytes must be a number of bytes, 0 or more, got %R", a[0]);
     pool_set_limit(size_t(n));
     Py_RETURN_NONE;
   });

@@ -228,11 +228,10 @@ PyObject* backward(const Norm& norm, PyObject* dy_obj, PyObject* x_obj, PyObject
                                     {w.given.get(), "weight", false}};
     dx.emplace(fn, out, x, inputs, 5);
   }
-  std::vector<double> dweight, dbias;
-  if (needs & need_weight) dweight.resize(size_t(p.n));
-  if (needs & need_bias) dbias.resize(size_t(p.n));
-  double* dweight_data = needs & need_weight ? dweight.data() : nullptr;
-  double* dbias_data = needs & need_bias ? dbias.data() : nullptr;
+  // Both gradients in one piece: the kernel can then sum into it directly.
+  std::vector<double> gradients(size_t(p.n) * (((needs & need_weight) != 0) + ((needs & need_bias) != 0)));
+  double* dweight_data = needs & need_weight ? gradients.data() : nullptr;
+  double* dbias_data = needs & need_bias ? gradients.data() + (needs & need_weight ? p.n : 0) : nullptr;
   if (p.count > 0 && needs != 0) {
     bool ok = true;
     void* dx_data = dx ? dx->data() : nullptr;

@@ -32,7 +32,7 @@ template <class T> struct Unit {
   C* shift;                   // per column
   double* sums;               // [2][columns] of one chunk, or [chunks][2][columns] where chunks are shared out
   ChunkTotal* total;          // per column (planes: per channel)
-  double *mean, *mean_lo, *rstd;  // per channel
+  double *mean, *mean_lo, *var, *rstd;  // per channel
   double* wide_shift;         // per column
   F64* lanes;                 // planes: [2] per channel
   C *hi, *s, *t;
@@ -47,7 +47,7 @@ template <class T> NF_INLINE int64_t carve(const Forward<T>& f, char* base, Unit
   u->shift = k.take<C>(per);
   u->sums = k.take<double>(2 * per * (shared ? (f.is_planes ? f.planes.chunks : f.chunks) : 1));
   u->total = k.take<ChunkTotal>(per);
-  u->mean = k.take<double>(channels), u->mean_lo = k.take<double>(channels), u->rstd = k.take<double>(channels);
+  u->mean = k.take<double>(channels), u->mean_lo = k.take<double>(channels), u->var = k.take<double>(channels), u->rstd = k.take<double>(channels);
   u->wide_shift = k.take<double>(per);
   u->lanes = k.take<F64>(f.is_planes ? 2 * channels : 0);
   const int64_t table = f.is_planes && f.g.span >= long_plane && sizeof(C) == 8 ? 0 : columns * f.repeats;
@@ -104,9 +104,7 @@ template <class T> NF_INLINE Sums channel_sums(const Unit<T>& u, int64_t column,
   return all;
 }
 
-NF_INLINE void keep(double* mean, double* mean_lo, double* rstd, int64_t i, const Moments& m) {
-  mean[i] = m.mean, mean_lo[i] = m.mean_lo, rstd[i] = m.var;  // rstd holds the variance until it is written
-}
+template <class T> NF_INLINE void keep(Unit<T>& u, int64_t i, const Moments& m) { u.mean[i] = m.mean, u.mean_lo[i] = m.mean_lo, u.var[i] = m.var; }
 
 // Turns totals into moments; channels that float could not do are summed again, twice, in double.
 template <class T> void find_moments(const Forward<T>& f, Unit<T>& u) {
@@ -114,10 +112,12 @@ template <class T> void find_moments(const Forward<T>& f, Unit<T>& u) {
   const int64_t span = f.g.span, channels = (u.c1 - u.c0) / span, n = f.g.outer * span;
   int64_t first_bad = -1, last_bad = -1;
   for (int64_t i = 0; i < channels; ++i) {
-    const Moments m = quick_moments<C>(channel_sums(u, i * span, span), double(u.shift[i * span]), n, f.a.center);
-    keep(u.mean, u.mean_lo, u.rstd, i, m);
-    if (m.good) continue;
-    u.rstd[i] = -1;  // marks it
+    if (n > few_cells<T>) {
+      const Moments m = quick_moments<C>(channel_sums(u, i * span, span), f.a.center ? double(u.shift[i * span]) : 0.0, n, f.a.center);
+      keep(u, i, m);
+      if (m.good) continue;
+    }
+    u.var[i] = -1;  // marks it
     if (first_bad < 0) first_bad = i;
     last_bad = i;
   }
@@ -135,10 +135,10 @@ template <class T> void find_moments(const Forward<T>& f, Unit<T>& u) {
   }
   sum_carefully(f, u, c0, c1);
   for (int64_t i = first_bad; i <= last_bad; ++i) {
-    if (u.rstd[i] != -1) continue;
+    if (u.var[i] != -1) continue;
     const Sums t = channel_sums(u, i * span, span);
-    if (f.a.center) keep(u.mean, u.mean_lo, u.rstd, i, moments_from_sums(t.s, t.q, u.wide_shift[i * span], double(n), false));
-    else keep(u.mean, u.mean_lo, u.rstd, i, {0, 0, t.q / double(n), true});
+    if (f.a.center) keep(u, i, moments_from_sums(t.s, t.q, u.wide_shift[i * span], double(n), false));
+    else keep(u, i, Moments{0, 0, t.q / double(n), true});
   }
 }
 
@@ -146,8 +146,8 @@ template <class T> void write_stats(const Forward<T>& f, Unit<T>& u) {
   using S = typename TypeOf<T>::stat;
   const int64_t channels = (u.c1 - u.c0) / f.g.span, at = u.b * f.g.channels + u.c0 / f.g.span;
   for (int64_t i = 0; i < channels; ++i) {
-    if (f.a.batch_mean != nullptr) f.a.batch_mean[at + i] = u.mean[i], f.a.batch_var[at + i] = u.rstd[i] > 0 ? u.rstd[i] : u.rstd[i] * 0;
-    u.rstd[i] = rstd_of(u.rstd[i], f.a.eps);
+    if (f.a.batch_mean != nullptr) f.a.batch_mean[at + i] = u.mean[i], f.a.batch_var[at + i] = u.var[i] > 0 ? u.var[i] : u.var[i] * 0;
+    u.rstd[i] = rstd_of(u.var[i], f.a.eps);
     if (f.a.mean != nullptr) static_cast<S*>(f.a.mean)[at + i] = static_cast<S>(u.mean[i]);
     if (f.a.rstd != nullptr) static_cast<S*>(f.a.rstd)[at + i] = static_cast<S>(u.rstd[i]);
   }
@@ -160,7 +160,7 @@ template <class T> NF_INLINE ForwardMap<T> map_of(const Forward<T>& f, const Uni
   m.x = item(f, u.b);
   m.y = static_cast<T*>(f.a.y) + (m.x - static_cast<const T*>(f.a.x));
   m.w = static_cast<const C*>(f.a.weight), m.b = static_cast<const C*>(f.a.bias);
-  m.mean = u.mean, m.mean_lo = u.mean_lo, m.rstd = u.rstd;
+  m.mean = u.mean, m.mean_lo = u.mean_lo, m.var = u.var, m.rstd = u.rstd;
   m.first = u.c0 / f.g.span;
   m.hi = u.hi, m.s = u.s, m.t = u.t;
   m.tile = u.c1 - u.c0, m.repeats = f.repeats;
@@ -178,9 +178,10 @@ template <class T> void matrix_units(void* context, int64_t begin, int64_t end, 
   for (int64_t index = begin; index < end; ++index) {
     set_unit(f, u, index);
     const int64_t columns = u.c1 - u.c0;
-    if (f.a.center) find_shifts(f, u);
+    const bool quick = f.g.outer * f.g.span > few_cells<T>;
+    if (f.a.center && quick) find_shifts(f, u);
     clear_totals(u, columns);
-    for (int64_t i = 0; i < f.chunks; ++i) {
+    for (int64_t i = 0; quick && i < f.chunks; ++i) {
       sum_chunk<T, C>(f, u, u.shift, i, u.c0, u.c1, u.sums, u.sums + columns);
       for (int64_t c = 0; c < columns; ++c) u.total[c].add({u.sums[c], u.sums[columns + c]});
     }
@@ -291,8 +292,8 @@ template <class T> void plane_moments(const Forward<T>& f, Unit<T>& u) {
   const int64_t channels = (u.c1 - u.c0) / f.g.span, first = u.c0 / f.g.span;
   for (int64_t i = 0; i < channels; ++i) {
     Moments m = quick_moments<C>(u.total[i].total(), double(u.shift[i]), f.g.outer * f.g.span, true);
-    if (!m.good) m = careful_channel(f, first + i);
-    keep(u.mean, u.mean_lo, u.rstd, i, m);
+    if (!m.good || f.g.outer * f.g.span <= few_cells<T>) m = careful_channel(f, first + i);
+    keep(u, i, m);
   }
 }
 

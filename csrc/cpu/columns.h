@@ -146,7 +146,8 @@ template <class T> struct ForwardMap {
   const T* x;  // of the batch item
   T* y;
   const C *w, *b;
-  const double *mean, *mean_lo, *rstd;  // per channel of the unit; mean_lo may be null
+  const double *mean, *rstd;     // per channel of the unit
+  const double *mean_lo, *var;  // likewise; null in evaluation
   int64_t first;                        // the unit's first channel
   C *hi, *s, *t;                        // tables from the unit's first column, `repeats` times
   int64_t tile, repeats;                // columns of the unit
@@ -161,9 +162,9 @@ template <class T> void build_tables(ForwardMap<T>& f) {
   using C = typename TypeOf<T>::compute;
   const Columns& g = f.g;
   for (int64_t i = 0; i * g.span < f.tile; ++i) {
-    const double lo = f.mean_lo != nullptr ? f.mean_lo[i] : 0.0;
+    const double lo = f.mean_lo != nullptr ? f.mean_lo[i] : 0.0, var = f.var != nullptr ? f.var[i] : 0.0;
     if (g.param_span == 0) {
-      const Hat<C> h = hat<C>(f.mean[i], lo, f.rstd[i]);
+      const Hat<C> h = hat<C>(f.mean[i], lo, var, f.rstd[i]);
       f.hi[i] = h.hi, f.s[i] = h.rs, f.t[i] = h.t;  // span is 1
       continue;
     }
@@ -171,7 +172,7 @@ template <class T> void build_tables(ForwardMap<T>& f) {
     for (int64_t j = 0; j < g.span; ++j) {
       if (j % g.param_span == 0) {
         const int64_t p = ((f.first + i) * g.span + j) / g.param_span;
-        k = affine<C>(f.mean[i], lo, f.rstd[i], param<T>(f.w, p, 1.0), param<T>(f.b, p, 0.0));
+        k = affine<C>(f.mean[i], lo, var, f.rstd[i], param<T>(f.w, p, 1.0), param<T>(f.b, p, 0.0));
       }
       f.hi[i * g.span + j] = k.hi, f.s[i * g.span + j] = k.s, f.t[i * g.span + j] = k.t;
     }
@@ -203,7 +204,7 @@ template <class T> __attribute__((noinline)) void map_row_carefully(const Forwar
       }
       y[c] = Cast<T>::from(C(out));
     } else {
-      const Hat<double> h = hat<double>(f.mean[i], f.mean_lo != nullptr ? f.mean_lo[i] : 0.0, f.rstd[i]);
+      const Hat<double> h = hat<double>(f.mean[i], f.mean_lo != nullptr ? f.mean_lo[i] : 0.0, 0, f.rstd[i]);
       y[c] = Cast<T>::from(fma1(fma1(double(Cast<T>::get(x[c])) - h.hi, h.rs, h.t), w, b));
     }
   }
@@ -242,7 +243,8 @@ template <class T, bool Stream> void map_long_planes(const ForwardMap<T>& f, int
   for (int64_t o = begin; o < end; ++o)
     for (int64_t i = 0; i < channels; ++i) {
       const int64_t c = f.first + i, at = o * width + c * f.g.span;
-      const Affine<C> k = affine<C>(f.mean[i], f.mean_lo != nullptr ? f.mean_lo[i] : 0.0, f.rstd[i], param<T>(f.w, c, 1.0), param<T>(f.b, c, 0.0));
+      const Affine<C> k = affine<C>(f.mean[i], f.mean_lo != nullptr ? f.mean_lo[i] : 0.0, f.var != nullptr ? f.var[i] : 0.0, f.rstd[i],
+                                    param<T>(f.w, c, 1.0), param<T>(f.b, c, 0.0));
       map_cells<C, Stream>(f.y + at, f.g.span, Ahead{next != 0 ? f.x + at + next : nullptr}, AffineOp<C, T>{f.x + at, k});
     }
   stream_fence(Stream);

@@ -87,10 +87,10 @@ template <class T> void begin_unit(const Backward<T>& f, Unit<T>& u) {
     const bool good = fits(f, u, i);
     u.extreme = u.extreme || !good;
     if (by_rows(f)) {
-      const Hat<C> h = good && !single_cell(f) ? hat<C>(mean_of(f, u, i), 0, rstd_at(f, u, i)) : Hat<C>{};
+      const Hat<C> h = good && !single_cell(f) ? hat<C>(mean_of(f, u, i), 0, 0, rstd_at(f, u, i)) : Hat<C>{};
       u.hi[i] = h.hi, u.p[i] = h.rs, u.t[i] = h.t;
     }
-    const C shift = good ? slope_shift<T>(mean_of(f, u, i)) : C(0);
+    const C shift = good ? slope_shift<C>(mean_of(f, u, i), usable(rstd_at(f, u, i))) : C(0);
     for (int64_t j = 0; j < (f.is_planes ? 1 : span); ++j) u.shift[f.is_planes ? i : i * span + j] = shift;
   }
 }

@@ -220,6 +220,6 @@ const CacheSizes& cache_sizes() {
   return sizes;
 }
 
-bool use_streaming(size_t bytes) { return bytes >= cache_sizes().last / 4 * 5; }
+bool use_streaming(size_t bytes) { return bytes >= cache_sizes().last; }
 
 }  // namespace nf

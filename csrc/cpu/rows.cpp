@@ -57,7 +57,7 @@ __attribute__((noinline)) void map_carefully(const Forward<T>& f, int64_t r, int
   const T* x = static_cast<const T*>(f.a.x) + r * f.n;
   T* y = static_cast<T*>(f.a.y) + r * f.n;
   const int64_t first = (r % f.g.period) * f.g.channels;
-  const Hat<double> h = hat<double>(m.mean, m.mean_lo, rstd);
+  const Hat<double> h = hat<double>(m.mean, m.mean_lo, m.var, rstd);
   for (int64_t i = i0; i < i1; ++i) {
     const int64_t p = first + i / f.g.span;
     const double xhat = fma1(double(Cast<T>::get(x[i])) - h.hi, h.rs, h.t);
@@ -74,28 +74,76 @@ NF_INLINE void map_row(const Forward<T>& f, int64_t r, int64_t i0, int64_t i1, c
   T* y = static_cast<T*>(f.a.y) + r * f.n;
   const int64_t first = f.g.period == 1 ? 0 : (r % f.g.period) * f.g.channels;
   if (f.per_cell) {
-    map_hat<T, Stream, Center>(f, x + i0, y + i0, i1 - i0, Ahead{fetch ? x + f.n + i0 : nullptr}, first + i0, hat<C>(m.mean, m.mean_lo, rstd));
+    map_hat<T, Stream, Center>(f, x + i0, y + i0, i1 - i0, Ahead{fetch ? x + f.n + i0 : nullptr}, first + i0, hat<C>(m.mean, m.mean_lo, m.var, rstd));
     return;
   }
   const int64_t span = f.w == nullptr && f.b == nullptr ? f.n : f.g.span;
   for (int64_t i = i0; i < i1;) {
     const int64_t c = i / span;
     const int64_t end = (c + 1) * span < i1 ? (c + 1) * span : i1;
-    const Affine<C> k = affine<C>(m.mean, m.mean_lo, rstd, f.w != nullptr ? double(f.w[first + c]) : 1.0,
+    const Affine<C> k = affine<C>(m.mean, m.mean_lo, m.var, rstd, f.w != nullptr ? double(f.w[first + c]) : 1.0,
                                   f.b != nullptr ? double(f.b[first + c]) : 0.0);
     map_cells<C, Stream>(y + i, end - i, Ahead{fetch ? x + f.n + i : nullptr}, AffineOp<C, T>{x + i, k});
     i = end;
   }
 }
 
+// The sums of one row, and its statistics.
+template <class T> struct RowStats {
+  Moments m;
+  double rstd;
+};
+template <class T, bool Center> NF_INLINE RowStats<T> find_stats(const Forward<T>& f, int64_t r) {
+  RowStats<T> s;
+  s.m = run_moments<T, Center>(static_cast<const T*>(f.a.x) + r * f.n, f.n);
+  s.rstd = rstd_of(s.m.var, f.a.eps);
+  write_stats(f, r, s.m, s.rstd);
+  return s;
+}
+
+// Rows r and r + 1, which share their parameters.
+template <class T, bool Center> NF_INLINE void map_pair(const Forward<T>& f, int64_t r, const RowStats<T>& p, const RowStats<T>& q) {
+  using C = typename TypeOf<T>::compute;
+  const bool single = fits_single(p.m.mean, p.rstd) && fits_single(q.m.mean, q.rstd);
+  if (sizeof(C) == 4 && __builtin_expect(!single, 0)) {
+    map_row<T, false, Center>(f, r, 0, f.n, p.m, p.rstd, false);
+    map_row<T, false, Center>(f, r + 1, 0, f.n, q.m, q.rstd, false);
+    return;
+  }
+  const T* x = static_cast<const T*>(f.a.x) + r * f.n;
+  T* y = static_cast<T*>(f.a.y) + r * f.n;
+  const Hat<C> hp = hat<C>(p.m.mean, p.m.mean_lo, p.m.var, p.rstd), hq = hat<C>(q.m.mean, q.m.mean_lo, q.m.var, q.rstd);
+  if (f.b != nullptr) {
+    using Op = HatOp<C, T, Center, true, true>;
+    map_two<C, T>(y, y + f.n, f.n, Op{x, hp, f.w, f.b}, Op{x + f.n, hq, f.w, f.b});
+  } else {
+    using Op = HatOp<C, T, Center, true, false>;
+    map_two<C, T>(y, y + f.n, f.n, Op{x, hp, f.w, nullptr}, Op{x + f.n, hq, f.w, nullptr});
+  }
+}
+
+template <class T, bool Center> void forward_pairs(void* context, int64_t begin, int64_t end, int) {
+  const Forward<T>& f = *static_cast<const Forward<T>*>(context);
+  // A pair is mapped after the sums of the next: the long chain from sums to rstd is then off the critical path.
+  RowStats<T> p{}, q{};
+  int64_t r = begin;
+  for (; r + 2 <= end; r += 2) {
+    const RowStats<T> p_before = p, q_before = q;
+    p = find_stats<T, Center>(f, r);
+    q = find_stats<T, Center>(f, r + 1);
+    if (r > begin) map_pair<T, Center>(f, r - 2, p_before, q_before);
+  }
+  if (r > begin) map_pair<T, Center>(f, r - 2, p, q);
+  if (r == end) return;
+  p = find_stats<T, Center>(f, r);
+  map_row<T, false, Center>(f, r, 0, f.n, p.m, p.rstd, false);
+}
+
 template <class T, bool Center, bool Stream> void forward_rows(void* context, int64_t begin, int64_t end, int) {
   const Forward<T>& f = *static_cast<const Forward<T>*>(context);
-  const T* x = static_cast<const T*>(f.a.x);
   for (int64_t r = begin; r < end; ++r) {
-    const Moments m = run_moments<T, Center>(x + r * f.n, f.n);
-    const double rstd = rstd_of(m.var, f.a.eps);
-    write_stats(f, r, m, rstd);
-    map_row<T, Stream, Center>(f, r, 0, f.n, m, rstd, f.ahead && r + 1 < f.g.count);
+    const RowStats<T> s = find_stats<T, Center>(f, r);
+    map_row<T, Stream, Center>(f, r, 0, f.n, s.m, s.rstd, f.ahead && r + 1 < f.g.count);
   }
   stream_fence(Stream);
 }
@@ -191,6 +239,12 @@ template <class T> bool forward(const RowsForward& a) {
   if (grain * row_bytes < (1 << 14)) grain = (1 << 14) / row_bytes;
   if (grain < 1) grain = 1;
   if (threads == 1 || g.count * row_bytes <= small_work) grain = g.count;
+  // Two rows at a time pay where loads limit; from beyond the second-level cache four streams are worse than two.
+  const bool pairs = f.per_cell && f.g.period == 1 && f.w != nullptr && row_bytes <= 6144 && 2 * g.count * row_bytes <= int64_t(cache_sizes().l2);
+  if (pairs) {
+    parallel_for(g.count, grain, a.center ? forward_pairs<T, true> : forward_pairs<T, false>, &f, threads);
+    return true;
+  }
   const Body body = a.center ? (f.streaming ? forward_rows<T, true, true> : forward_rows<T, true, false>)
                              : (f.streaming ? forward_rows<T, false, true> : forward_rows<T, false, false>);
   parallel_for(g.count, grain, body, &f, threads);

@@ -95,7 +95,7 @@ __attribute__((noinline)) void row_sums(const Backward<T>& f, Group<T>& u, int i
     u.k[i] = {};  // contributes nothing in the second step
     return;
   }
-  Hat<C> h = hat<C>(mean, 0, rstd);
+  Hat<C> h = hat<C>(mean, 0, 0, rstd);
   if (Center && f.n == 1) h.rs = h.t = 0;  // the output does not depend on x: exactly no gradient
   u.k[i].h = h, u.k[i].k = {};
   if (f.a.dx == nullptr) return;
@@ -343,15 +343,18 @@ template <class T, bool Center> bool backward_cells(Backward<T>& f) {
   f.blocks = (f.phase_rows + f.block_rows - 1) / f.block_rows;
   while (f.at_once > 4 && f.at_once * row_bytes * 2 > int64_t(cache_sizes().l2) * 3 / 4) f.at_once /= 2;
   const int64_t width = padded<T>(f.n), items = f.g.period * f.blocks;
-  Work<double> block_sums(items * 2 * width);
+  // One block of whole vectors can be summed where the result is wanted.
+  const bool direct = items == 1 && width == f.n && f.a.g.span == 1 && f.a.dweight != nullptr && f.a.dbias != nullptr &&
+                      f.a.dbias == f.a.dweight + f.n;
+  Work<double> block_sums(direct ? 0 : items * 2 * width);
   Work<typename TypeOf<T>::compute> chain_sums(f.at_once < group_rows ? f.threads * 2 * width : 0);
   Work<T> saved(f.extreme ? f.threads * group_rows * f.n : 0);
   if (block_sums.failed() || chain_sums.failed() || saved.failed()) return false;
-  f.block_sums = block_sums.p, f.chain_sums = chain_sums.p, f.saved = saved.p;
+  f.block_sums = direct ? f.a.dweight : block_sums.p, f.chain_sums = chain_sums.p, f.saved = saved.p;
   f.streaming = f.streaming && row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(f.a.dx) % 64 == 0;
   if (items < 2 * f.threads && f.threads > 1 && f.n >= 2 * shared_columns_width) shared_backward<T, Center>(f);
   else parallel_for(items, f.g.count * row_bytes <= small_work ? items : 1, block_backward<T, Center>, &f, f.threads);
-  sum_blocks(f);
+  if (!direct) sum_blocks(f);
   return true;
 }
 
@@ -367,7 +370,7 @@ template <class T, bool Stream> void run_rows(void* context, int64_t begin, int6
     const double mean = f.a.mean[r], rstd = f.a.rstd[r], scale = usable(rstd);
     const bool single = sizeof(C) == 4 && !(f.extreme && !fits_single_backward(mean, rstd));
     const C* w = f.w != nullptr ? f.w + (r % f.g.period) * channels : nullptr;
-    const double hi = double(slope_shift<T>(mean)), lo = mean - hi;
+    const double hi = double(slope_shift<C>(mean, scale)), lo = mean - hi;
     double* sums = f.run_sums + r * channels * 2;
     double s1 = 0, s2 = 0;
     for (int64_t c = 0; c < channels; ++c) {

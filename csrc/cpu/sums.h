@@ -134,8 +134,9 @@ template <class C, class T> struct Shifted {
   const T* x;
   C k;
   using V = Vec<C>;
+  // The same difference, written as a fused multiply-add: the units for additions are the busier ones here.
   __attribute__((always_inline)) inline void get(int64_t i, V& a, V& b, V& c) const {
-    a = b = c = Cells<C, T>::load(x + i) - splat<C>(k);
+    a = b = c = fma(Cells<C, T>::load(x + i), splat<C>(1), splat<C>(-k));
   }
   __attribute__((always_inline)) inline void get_n(int64_t i, int n, V& a, V& b, V& c) const {
     a = b = c = Cells<C, T>::load_n(x + i, n, k) - splat<C>(k);
@@ -194,13 +195,11 @@ template <class C, class T, bool Weighted, bool Center> struct WeightedSlopes {
   }
 };
 
-// The shift for sums of dy*(x - shift): near the mean and such that x - shift is exact wherever x is. 16-bit data take few
-// values, so that a rounding of x - mean would be the same one again and again.
-template <class T> NF_INLINE typename TypeOf<T>::compute slope_shift(double mean) {
-  using C = typename TypeOf<T>::compute;
-  if (sizeof(T) > 2) return static_cast<C>(mean);
-  const C rounded = Cast<T>::get(Cast<T>::from(mean));
-  return rounded - rounded == C(0) ? rounded : static_cast<C>(mean);  // beyond the largest float16
+// The shift for sums of dy*(x - shift), such that x - shift is exact for nearly all cells: the mean where it exceeds the
+// spread, else nothing. A mean close to zero has bits below those of x; subtracting it would round every cell the same
+// way, and a dy of one sign would add that up. What the shift leaves of the mean is taken off in double.
+template <class C> NF_INLINE C slope_shift(double mean, double rstd) {
+  return (mean < 0 ? -mean : mean) * rstd <= 1 ? C(0) : static_cast<C>(mean);
 }
 
 // ---- moments of a contiguous run -------------------------------------------------------------------------------
@@ -213,7 +212,7 @@ template <class C, class T> NF_INLINE C pilot(const T* x, int64_t n) {
   constexpr int64_t L = Lanes<C>::n;
   const Vec<C> quarter = splat<C>(C(0.25));
   Vec<C> p;
-  if (n < L) {  // too few cells for roundings to average out: the mean itself, from differences
+  if (n < L) {  // the mean itself, from differences
     const C first = Cast<T>::get(x[0]);
     const Vec<C> v = Cells<C, T>::load_n(x, int(n), first) - splat<C>(first);
     return few_pilot(first, sum_lanes(v), n);
@@ -245,8 +244,12 @@ template <class C> NF_INLINE Moments quick_moments(Sums t, double k, int64_t n, 
   return {0, 0, t.q / double(n), good};
 }
 
+// So few float32 cells that their roundings do not average out are summed in double from the start.
+template <class T> constexpr int64_t few_cells = sizeof(T) == 4 ? 16 : 0;
+
 template <class T, bool Center> NF_INLINE Moments run_moments(const T* x, int64_t n) {
   using C = typename TypeOf<T>::compute;
+  if (n <= few_cells<T>) return careful_moments<T, Center>(x, n);
   Moments m;
   if constexpr (Center) {
     const C k = pilot<C>(x, n);

@@ -227,6 +227,31 @@ template <> struct Cells<float, float> : PlainCells<float> {};
 template <> struct Cells<double, double> : PlainCells<double> {};
 #endif
 
+// Eight floats widened to double, for rows so short that they are summed in double from the start.
+#if defined(__AVX2__)
+template <> struct Cells<double, float> {
+  NF_INLINE F64 widened(__m256 v) {
+#if defined(__AVX512F__)
+    return _mm512_cvtps_pd(v);
+#else
+    return widen8(v);
+#endif
+  }
+  NF_INLINE F64 load(const float* p) { return widened(_mm256_loadu_ps(p)); }
+  NF_INLINE F64 load_n(const float* p, int k, double fill) {
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(k), lanes);
+    const F64 v = widened(_mm256_maskload_ps(p, mask));
+    alignas(64) double cells[8];
+    nf::store(cells, v);
+    for (int i = k; i < 8; ++i) cells[i] = fill;
+    F64 out;
+    nf::load(out, cells);
+    return out;
+  }
+};
+#endif
+
 #if defined(__AVX2__)  // 16-bit cells: sixteen of them are one 256-bit register
 
 #if defined(__AVX512F__)
