@@ -10,14 +10,26 @@ namespace {
 template <class T> struct Evaluation {
   ForwardMap<T> map;
   int64_t rows_at_once;  // rows of the matrix (planes: images) that one piece takes
+  int64_t tile, tiles;   // columns that go down the rows together, so that their tables stay in the first-level cache
   bool planes;
 };
 
 template <class T> void evaluate(void* context, int64_t begin, int64_t end, int) {
   const Evaluation<T>& e = *static_cast<const Evaluation<T>*>(context);
-  const int64_t from = begin * e.rows_at_once, to = smaller(end * e.rows_at_once, e.map.g.outer);
-  if (e.planes) map_planes(e.map, from, to, 0);
-  else map_unit(e.map, from, to, 0, 0);
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t from = i / e.tiles * e.rows_at_once, to = smaller(from + e.rows_at_once, e.map.g.outer);
+    if (e.planes) {
+      map_planes(e.map, from, to, 0);
+      continue;
+    }
+    const int64_t c0 = i % e.tiles * e.tile;
+    ForwardMap<T> tile = e.map;
+    tile.first = c0 / tile.g.span;
+    tile.tile = smaller(e.tile, tile.g.channels * tile.g.span - c0);
+    tile.mean += tile.first, tile.rstd += tile.first;
+    tile.hi += c0, tile.s += c0, tile.t += c0;
+    map_unit(tile, from, to, c0, 0);
+  }
 }
 
 template <class T> bool affine_map(const AffineMap& a) {
@@ -38,11 +50,17 @@ template <class T> bool affine_map(const AffineMap& a) {
   f.tile = width, f.repeats = repeats;
   f.center = true;
   f.extreme = any_extreme<C>(a.mean, a.rstd, g.channels, false);
-  f.streaming = use_streaming(size_t(2 * bytes)) && streamable(f.y);
+  f.streaming = use_streaming(size_t(2 * bytes), get_threads()) && streamable(f.y);
   e.planes = planes;
   if (!planes || f.extreme) build_tables(f);
-  e.rows_at_once = map_rows(width * int64_t(sizeof(T)), repeats);
-  const int64_t pieces = ceil_div(g.outer, e.rows_at_once);
+  e.tile = width, e.tiles = 1;
+  if (!planes && width > 2048) {
+    e.tile = larger(1, 1536 / g.span) * g.span;
+    if (e.tile / g.span >= 16) e.tile = e.tile / g.span / 16 * 16 * g.span;
+    e.tiles = ceil_div(width, e.tile);
+  }
+  e.rows_at_once = map_rows(e.tile * int64_t(sizeof(T)), repeats);
+  const int64_t pieces = ceil_div(g.outer, e.rows_at_once) * e.tiles;
   parallel_for(pieces, bytes <= small_work ? pieces : 1, evaluate<T>, &e, get_threads());
   return true;
 }

@@ -2,8 +2,9 @@
 // Sums down the columns of a matrix, in the order of sums.h: the same bits as if each column had been a row.
 //
 // Sixteen columns (eight in double) lie in a vector; lane j of the canonical order is the rows j, j + L, j + 2 L, ...
-// A window of 4 L rows gives every lane one chain of four; the sums of the lanes wait in tables that stay in the
-// first-level cache while the rows stream by.
+// A window of 4 L rows gives every lane one chain of four, four windows are a group. A strip of neighbouring vectors
+// goes down together, group by group, while the next group is brought into the second-level cache in the order in which
+// it lies in memory: down the columns the hardware would not see a stream.
 #pragma once
 
 #include "sums.h"
@@ -11,21 +12,43 @@
 namespace nf {
 namespace {
 
-constexpr int strip = 4;  // vectors of columns that go down together: 256 bytes of each row
+constexpr int strip = 16;  // vectors of columns that go down together: 1 KiB of each row
 
+template <class C> struct GroupSums {
+  Vec<C> s[Lanes<C>::n], q[Lanes<C>::n];
+};
 template <class C> struct LaneTables {
   static constexpr int L = Lanes<C>::n;
-  Vec<C> s2[L], q2[L], s3[L], q3[L];
+  GroupSums<C> block;
   F64 s[8][L / 8], q[8][L / 8];  // eight double lanes, each of L columns
+};
+
+// Walks a strip of rows in memory order, `bytes` of each row, one cache line at a time.
+struct Walk {
+  const char* at = nullptr;
+  int64_t bytes = 0, pitch = 0, done = 0;
+  __attribute__((always_inline)) inline void step(int64_t by) {
+    __builtin_prefetch(at + done, 0, 2);
+    done += by;
+    if (done >= bytes) done = 0, at += pitch;
+  }
+};
+struct Ahead2 {
+  Walk first, second;
 };
 
 NF_INLINE void widen_to(F64 (&out)[2], F32 v) { out[0] = lower(v), out[1] = upper(v); }
 NF_INLINE void widen_to(F64 (&out)[1], F64 v) { out[0] = v; }
 
 // Terms down a column. `column(c, k)` fetches what belongs to the L columns from c (k < L: only the first k), and
-// its get(o, a, b, c) gives row o: a for the first sum, b*c for the second.
+// its get(o, a, b, c) gives row o: a for the first sum, b*c for the second. `ahead` walks over the strip from row o, a
+// `line` (what one get reads) at a time.
 template <class C, class T> NF_INLINE Vec<C> cells_at(const T* p, int k) {
   return k == Lanes<C>::n ? Cells<C, T>::load(p) : Cells<C, T>::load_n(p, k, C(0));
+}
+
+template <class T> NF_INLINE Walk walk(const T* p, int64_t pitch, int64_t o, int64_t c0, int64_t c1) {
+  return {reinterpret_cast<const char*>(p + o * pitch + c0), (c1 - c0) * int64_t(sizeof(T)), pitch * int64_t(sizeof(T)), 0};
 }
 
 // (x - shift, (x - shift)^2)
@@ -33,6 +56,8 @@ template <class C, class T> struct ColumnShifted {
   const T* x;
   int64_t pitch;
   const C* shift;
+  __attribute__((always_inline)) inline Ahead2 ahead(int64_t o, int64_t c0, int64_t c1) const { return {walk(x, pitch, o, c0, c1), {}}; }
+  static constexpr int64_t line() { return int64_t(sizeof(T)) * Lanes<C>::n; }
   struct Column {
     const T* x;
     int64_t pitch;
@@ -41,7 +66,6 @@ template <class C, class T> struct ColumnShifted {
     __attribute__((always_inline)) inline void get(int64_t o, Vec<C>& a, Vec<C>& b, Vec<C>& c) const {
       a = b = c = cells_at<C>(x + o * pitch, k) - shift;
     }
-    __attribute__((always_inline)) inline void fetch(int64_t o) const { __builtin_prefetch(x + o * pitch, 0, 2); }
   };
   __attribute__((always_inline)) inline Column column(int64_t c, int k) const {
     return {x + c, pitch, cells_at<C>(shift + c, k), k};
@@ -52,6 +76,8 @@ template <class C, class T> struct ColumnShifted {
 template <class C, class T> struct ColumnSquared {
   const T* x;
   int64_t pitch;
+  __attribute__((always_inline)) inline Ahead2 ahead(int64_t o, int64_t c0, int64_t c1) const { return {walk(x, pitch, o, c0, c1), {}}; }
+  static constexpr int64_t line() { return int64_t(sizeof(T)) * Lanes<C>::n; }
   struct Column {
     const T* x;
     int64_t pitch;
@@ -59,7 +85,6 @@ template <class C, class T> struct ColumnSquared {
     __attribute__((always_inline)) inline void get(int64_t o, Vec<C>& a, Vec<C>& b, Vec<C>& c) const {
       a = splat<C>(0), b = c = cells_at<C>(x + o * pitch, k);
     }
-    __attribute__((always_inline)) inline void fetch(int64_t o) const { __builtin_prefetch(x + o * pitch, 0, 2); }
   };
   __attribute__((always_inline)) inline Column column(int64_t c, int k) const { return {x + c, pitch, k}; }
 };
@@ -69,6 +94,10 @@ template <class C, class T> struct ColumnSlopes {
   const T *dy, *x;
   int64_t pitch;
   const C* shift;
+  __attribute__((always_inline)) inline Ahead2 ahead(int64_t o, int64_t c0, int64_t c1) const {
+    return {walk(dy, pitch, o, c0, c1), walk(x, pitch, o, c0, c1)};
+  }
+  static constexpr int64_t line() { return int64_t(sizeof(T)) * Lanes<C>::n; }
   struct Column {
     const T *dy, *x;
     int64_t pitch;
@@ -77,9 +106,6 @@ template <class C, class T> struct ColumnSlopes {
     __attribute__((always_inline)) inline void get(int64_t o, Vec<C>& a, Vec<C>& b, Vec<C>& c) const {
       a = b = cells_at<C>(dy + o * pitch, k);
       c = cells_at<C>(x + o * pitch, k) - shift;
-    }
-    __attribute__((always_inline)) inline void fetch(int64_t o) const {
-      __builtin_prefetch(dy + o * pitch, 0, 2), __builtin_prefetch(x + o * pitch, 0, 2);
     }
   };
   __attribute__((always_inline)) inline Column column(int64_t c, int k) const {
@@ -92,6 +118,10 @@ template <class C, class T, bool Center> struct ColumnWeighted {
   const T *dy, *x;
   int64_t pitch;
   const C *w, *hi, *rs, *t;
+  __attribute__((always_inline)) inline Ahead2 ahead(int64_t o, int64_t c0, int64_t c1) const {
+    return {walk(dy, pitch, o, c0, c1), walk(x, pitch, o, c0, c1)};
+  }
+  static constexpr int64_t line() { return int64_t(sizeof(T)) * Lanes<C>::n; }
   struct Column {
     const T *dy, *x;
     int64_t pitch;
@@ -106,9 +136,6 @@ template <class C, class T, bool Center> struct ColumnWeighted {
       if constexpr (Center) c = fma(c - hi, rs, t);
       else c = c * rs;
     }
-    __attribute__((always_inline)) inline void fetch(int64_t o) const {
-      __builtin_prefetch(dy + o * pitch, 0, 2), __builtin_prefetch(x + o * pitch, 0, 2);
-    }
   };
   __attribute__((always_inline)) inline Column column(int64_t c, int k) const {
     return {dy + c, x + c, pitch, w, cells_at<C>(hi + c, k), cells_at<C>(rs + c, k), cells_at<C>(t + c, k), k};
@@ -117,7 +144,7 @@ template <class C, class T, bool Center> struct ColumnWeighted {
 
 // Rows [o, o + 4 L) of one vector of columns, or up to `end`.
 template <class C, bool Whole, class Column>
-NF_INLINE void window(const Column& f, int64_t o, int64_t end, LaneTables<C>& t) {
+NF_INLINE void window(const Column& f, int64_t o, int64_t end, GroupSums<C>& t, Ahead2& ahead, int64_t line) {
   constexpr int64_t L = Lanes<C>::n;
   for (int64_t j = 0; j < L; ++j) {
     Vec<C> a, b, c;
@@ -130,35 +157,42 @@ NF_INLINE void window(const Column& f, int64_t o, int64_t end, LaneTables<C>& t)
       f.get(o + i * L + j, a, b, c);
       s1 = s1 + a, q1 = fma(b, c, q1);
     }
-    if constexpr (Whole)
-      for (int64_t i = 4; i < 8; ++i) f.fetch(o + i * L + j);
-    t.s2[j] = t.s2[j] + s1, t.q2[j] = t.q2[j] + q1;
+    if constexpr (Whole) {
+      if (ahead.first.at != nullptr) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) ahead.first.step(line);
+        if (ahead.second.at != nullptr) {
+#pragma GCC unroll 4
+          for (int i = 0; i < 4; ++i) ahead.second.step(line);
+        }
+      }
+    }
+    t.s[j] = t.s[j] + s1, t.q[j] = t.q[j] + q1;
   }
 }
 
-template <class C> NF_INLINE void close_group(LaneTables<C>& t) {
-  const Vec<C> zero = splat<C>(0);
-  for (int j = 0; j < Lanes<C>::n; ++j) {
-    t.s3[j] = t.s3[j] + t.s2[j], t.q3[j] = t.q3[j] + t.q2[j];
-    t.s2[j] = t.q2[j] = zero;
-  }
+template <class C> NF_INLINE void clear(GroupSums<C>& t) {
+  for (int j = 0; j < Lanes<C>::n; ++j) t.s[j] = t.q[j] = splat<C>(0);
+}
+
+template <class C> NF_INLINE void close_group(const GroupSums<C>& group, GroupSums<C>& block) {
+  for (int j = 0; j < Lanes<C>::n; ++j) block.s[j] = block.s[j] + group.s[j], block.q[j] = block.q[j] + group.q[j];
 }
 
 template <class C> NF_INLINE void close_block(LaneTables<C>& t) {
   constexpr int L = Lanes<C>::n;
-  const Vec<C> zero = splat<C>(0);
   for (int j = 0; j < 8; ++j) {
     F64 s[L / 8], q[L / 8];
-    widen_to(s, t.s3[j]), widen_to(q, t.q3[j]);
+    widen_to(s, t.block.s[j]), widen_to(q, t.block.q[j]);
     if constexpr (L == 16) {
       F64 s8[2], q8[2];
-      widen_to(s8, t.s3[j + 8]), widen_to(q8, t.q3[j + 8]);
+      widen_to(s8, t.block.s[j + 8]), widen_to(q8, t.block.q[j + 8]);
       for (int h = 0; h < 2; ++h) s[h] = s[h] + s8[h], q[h] = q[h] + q8[h];
     }
 #pragma GCC unroll 2
     for (int h = 0; h < L / 8; ++h) t.s[j][h] = t.s[j][h] + s[h], t.q[j][h] = t.q[j][h] + q[h];
   }
-  for (int j = 0; j < L; ++j) t.s3[j] = t.q3[j] = zero;
+  clear(t.block);
 }
 
 NF_INLINE F64 fold8(const F64 (&v)[8]) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
@@ -166,26 +200,32 @@ NF_INLINE F64 fold8(const F64 (&v)[8]) { return ((v[0] + v[4]) + (v[2] + v[6])) 
 // The sums of one chunk, rows [begin, end), of the columns [c0, c1), into s[0..] and q[0..].
 template <class C, class Term>
 __attribute__((noinline)) void column_chunk(const Term& f, int64_t begin, int64_t end, int64_t c0, int64_t c1, double* s, double* q) {
-  constexpr int64_t L = Lanes<C>::n;
+  constexpr int64_t L = Lanes<C>::n, group_rows = 16 * L;
   LaneTables<C> tables[strip];
   for (int64_t from = c0; from < c1; from += strip * L) {
     const int64_t to = from + strip * L < c1 ? from + strip * L : c1;
     const int vectors = int((to - from + L - 1) / L);
     std::memset(static_cast<void*>(tables), 0, sizeof(LaneTables<C>) * size_t(vectors));
-    int64_t o = begin;
-    for (int turn = 1; o < end; ++turn, o += 4 * L) {
+    int group_index = 0;
+    for (int64_t o = begin; o < end; o += group_rows) {
+      const int64_t group_end = o + group_rows < end ? o + group_rows : end;
+      const bool last = group_end == end;
+      Ahead2 ahead = last ? Ahead2{} : f.ahead(o + group_rows, from, to);
+      ++group_index;
       for (int v = 0; v < vectors; ++v) {
         const int64_t c = from + v * L;
         const int k = int(to - c < L ? to - c : L);
-        if (k == L && o + 4 * L <= end) window<C, true>(f.column(c, int(L)), o, end, tables[v]);
-        else window<C, false>(f.column(c, k), o, end, tables[v]);
-        const bool last = o + 4 * L >= end;
-        if (turn % 4 == 0 || last) close_group(tables[v]);
-        if (turn % 16 == 0 || last) close_block(tables[v]);
+        GroupSums<C> group;
+        clear(group);
+        for (int64_t w = o; w < group_end; w += 4 * L) {
+          if (k == L && w + 4 * L <= group_end) window<C, true>(f.column(c, int(L)), w, group_end, group, ahead, f.line());
+          else window<C, false>(f.column(c, k), w, group_end, group, ahead, f.line());
+        }
+        close_group(group, tables[v].block);
+        if (group_index % 4 == 0 || last) close_block(tables[v]);
       }
     }
     for (int v = 0; v < vectors; ++v)
-#pragma GCC unroll 2
       for (int h = 0; h < int(L / 8); ++h) {
         F64 vs[8], vq[8];
         for (int j = 0; j < 8; ++j) vs[j] = tables[v].s[j][h], vq[j] = tables[v].q[j][h];

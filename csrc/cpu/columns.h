@@ -168,13 +168,11 @@ template <class T> void build_tables(ForwardMap<T>& f) {
       f.hi[i] = h.hi, f.s[i] = h.rs, f.t[i] = h.t;  // span is 1
       continue;
     }
-    Affine<C> k{};
-    for (int64_t j = 0; j < g.span; ++j) {
-      if (j % g.param_span == 0) {
-        const int64_t p = ((f.first + i) * g.span + j) / g.param_span;
-        k = affine<C>(f.mean[i], lo, var, f.rstd[i], param<T>(f.w, p, 1.0), param<T>(f.b, p, 0.0));
-      }
-      f.hi[i * g.span + j] = k.hi, f.s[i * g.span + j] = k.s, f.t[i * g.span + j] = k.t;
+    const int64_t each = g.span / g.param_span;  // parameters of a channel
+    for (int64_t j = 0; j < each; ++j) {
+      const int64_t p = (f.first + i) * each + j, c = (i * each + j) * g.param_span;
+      const Affine<C> k = affine<C>(f.mean[i], lo, var, f.rstd[i], param<T>(f.w, p, 1.0), param<T>(f.b, p, 0.0));
+      for (int64_t s = c; s < c + g.param_span; ++s) f.hi[s] = k.hi, f.s[s] = k.s, f.t[s] = k.t;
     }
   }
   for (int64_t r = 1; r < f.repeats; ++r) {

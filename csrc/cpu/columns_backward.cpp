@@ -169,14 +169,15 @@ template <class T> void build_tables(const Backward<T>& f, Unit<T>& u) {
       u.q[i] = k.a, u.b_of[i] = k.b;
       continue;
     }
-    Gradient<C> k{};
-    for (int64_t j = 0; j < span; ++j) {
-      if (j % f.g.param_span == 0 && good && !single_cell(f)) {
-        const double w = f.w != nullptr ? double(f.w[(u.c0 + i * span + j) / f.g.param_span]) : 1.0;
+    const int64_t each = span / f.g.param_span;  // parameters of a channel
+    for (int64_t j = 0; j < each; ++j) {
+      Gradient<C> k{};
+      if (good && !single_cell(f)) {
+        const double w = f.w != nullptr ? double(f.w[(u.c0 / span + i) * each + j]) : 1.0;
         k = f.a.frozen ? Gradient<C>{0, C(usable(rstd) * w), 0, 0} : gradient<C>(mean, rstd, w, u.c1_of[i], u.c2_of[i]);
       }
-      const int64_t c = i * span + j;
-      u.hi[c] = k.hi, u.p[c] = k.p, u.q[c] = k.q, u.t[c] = k.t;
+      const int64_t c = (i * each + j) * f.g.param_span;
+      for (int64_t s = c; s < c + f.g.param_span; ++s) u.hi[s] = k.hi, u.p[s] = k.p, u.q[s] = k.q, u.t[s] = k.t;
     }
   }
   C* const tables[4] = {u.hi, u.p, u.q, u.t};
@@ -473,7 +474,7 @@ template <class T> bool backward(const ColumnsBackward& a) {
   f.wants_params = a.dweight != nullptr || a.dbias != nullptr;
   f.needs_sums = (a.dx != nullptr && !a.frozen) || (f.wants_params && g.param_span != 0);
   f.is_planes = is_planes(g) && a.center;
-  f.streaming = use_streaming(size_t(3 * bytes)) && streamable(static_cast<const T*>(a.dx));
+  f.streaming = use_streaming(size_t(3 * bytes), f.threads) && streamable(static_cast<const T*>(a.dx));
   f.chunks = chunk_count<C>(g.outer);
   int64_t units, lanes_bytes = 0;
   bool by_unit;

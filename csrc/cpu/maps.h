@@ -27,17 +27,20 @@ NF_INLINE void map_cells(T* y, int64_t n, Ahead ahead, const Op& op) {
       Cells<C, T>::store_n(y, op.get_n(0, int(i)), int(i));
     }
   }
-  if (ahead.first != nullptr) {
-    const T* a = static_cast<const T*>(ahead.first);
-    const T* b = static_cast<const T*>(ahead.second != nullptr ? ahead.second : ahead.first);
+  const T *a = static_cast<const T*>(ahead.first), *b = static_cast<const T*>(ahead.second);
+  if (b != nullptr) {
     for (; i + L <= n; i += L) {
       __builtin_prefetch(a + i, 0, 2);
       __builtin_prefetch(b + i, 0, 2);
       put<Stream, C>(y + i, op.get(i));
     }
-  } else {
-    for (; i + L <= n; i += L) put<Stream, C>(y + i, op.get(i));
+  } else if (a != nullptr) {
+    for (; i + L <= n; i += L) {
+      __builtin_prefetch(a + i, 0, 2);
+      put<Stream, C>(y + i, op.get(i));
+    }
   }
+  for (; i + L <= n; i += L) put<Stream, C>(y + i, op.get(i));
   if (i < n) Cells<C, T>::store_n(y + i, op.get_n(i, int(n - i)), int(n - i));
 }
 

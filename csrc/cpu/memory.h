@@ -29,8 +29,9 @@ struct CacheSizes {
 };
 const CacheSizes& cache_sizes();
 
-// Should `bytes` of input and output together bypass the cache when written?
-bool use_streaming(size_t bytes);
+// Should `bytes` of input and output together bypass the cache when written? Cached stores scale with the threads,
+// streaming stores do not.
+bool use_streaming(size_t bytes, int threads);
 
 // Scratch that frees itself.
 template <class T> struct Work {

@@ -438,7 +438,7 @@ template <class T> bool backward(const RowsBackward& a) {
   if (sizeof(C) == 4)
     for (int64_t r = 0; r < a.g.count && !f.extreme; ++r) f.extreme = !fits_single_backward(mean_of(a, r), a.rstd[r]);
   const int64_t row_bytes = f.n * int64_t(sizeof(T));
-  f.streaming = a.dx != nullptr && use_streaming(size_t(3 * a.g.count * row_bytes)) && streamable(static_cast<const T*>(a.dx));
+  f.streaming = a.dx != nullptr && use_streaming(size_t(3 * a.g.count * row_bytes), f.threads) && streamable(static_cast<const T*>(a.dx));
   f.ahead = fetch_ahead(2 * row_bytes, 2 * a.g.count * row_bytes);
   if (a.center && (a.g.channels == 1 || a.g.span >= 16)) return backward_runs(f);
   const bool expand = a.g.span > 1 && f.w != nullptr;
