@@ -143,6 +143,7 @@ template <class T> void find_averages(const Backward<T>& f, Unit<T>& u) {
         t = u.total[c].total();
         if (!by_rows(f)) t.q = (t.q - lo * t.s) * usable(rstd);
       }
+      if (single_cell(f)) t.q *= 0;  // xhat is exactly 0
       if (f.column_sums != nullptr) {
         const int64_t row = f.is_planes ? f.g.channels : f.matrix.width;
         double* keep = f.column_sums + (u.b * row + (f.is_planes ? u.c0 / span : u.c0) + c) * 2;

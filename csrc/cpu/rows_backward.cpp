@@ -381,6 +381,7 @@ template <class T, bool Stream> void run_rows(void* context, int64_t begin, int6
       } else {
         s = run_sums<double>(Slopes<double, T>{dy + c * span, x + c * span, mean}, span);
       }
+      if (f.n == 1) s.q *= 0;  // xhat is exactly 0
       sums[2 * c] = s.s, sums[2 * c + 1] = s.q * scale;
       const double wc = w != nullptr ? double(w[c]) : 1.0;
       s1 += wc * s.s, s2 += wc * (s.q * scale);
