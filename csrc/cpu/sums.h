@@ -118,6 +118,12 @@ template <class C, class Term> NF_INLINE Sums chunk_sums(const Term& f, int64_t 
 }
 
 template <class C, class Term> NF_INLINE Sums run_sums(const Term& f, int64_t n) {
+  if (n <= Lanes<C>::n) {  // one vector: no loops to set up
+    Vec<C> a, b, c;
+    if (n == Lanes<C>::n) f.get(0, a, b, c);
+    else f.get_n(0, int(n), a, b, c);
+    return {sum_lanes(a), sum_lanes(b * c)};
+  }
   if (n <= chunk_cells<C>) return chunk_sums<C>(f, 0, n);
   ChunkTotal total;
   for (int64_t i = 0; i < n; i += chunk_cells<C>) {
@@ -255,9 +261,31 @@ template <class C> NF_INLINE Moments quick_moments(Sums t, double k, int64_t n, 
 // So few float32 cells that their roundings do not average out are summed in double from the start.
 template <class T> constexpr int64_t few_cells = sizeof(T) == 4 ? 16 : 0;
 
+// careful_moments of at most two vectors, without its loops.
+template <class T, bool Center> NF_INLINE Moments few_moments(const T* x, int64_t n) {
+  using X = Cells<double, T>;
+  const int n0 = n < 8 ? int(n) : 8, n1 = int(n) - n0;
+  const auto cells = [&](double fill, F64& a, F64& b) {
+    a = n0 == 8 ? X::load(x) : X::load_n(x, n0, fill);
+    b = n1 == 8 ? X::load(x + 8) : n1 > 0 ? X::load_n(x + 8, n1, fill) : splat<double>(fill);
+  };
+  F64 a, b;
+  if constexpr (Center) {
+    const double k = Cast<T>::get(x[0]);
+    cells(k, a, b);
+    const double first = k + sum_lanes((a - splat<double>(k)) + (b - splat<double>(k))) / double(n);
+    cells(first, a, b);
+    a = a - splat<double>(first), b = b - splat<double>(first);
+    return moments_from_sums(sum_lanes(a + b), sum_lanes(fma(b, b, a * a)), first, double(n), false);
+  } else {
+    cells(0, a, b);
+    return {0, 0, sum_lanes(fma(b, b, a * a)) / double(n), true};
+  }
+}
+
 template <class T, bool Center> NF_INLINE Moments run_moments(const T* x, int64_t n) {
   using C = typename TypeOf<T>::compute;
-  if (n <= few_cells<T>) return careful_moments<T, Center>(x, n);
+  if (n <= few_cells<T>) return few_moments<T, Center>(x, n);
   Moments m;
   if constexpr (Center) {
     const C k = pilot<C>(x, n);
