@@ -38,8 +38,9 @@ struct PlaneCut {
 
 NF_INLINE PlaneCut cut_planes(const Columns& g, int threads) {
   PlaneCut cut;
-  // About 8 KiB of neighbouring cells in each plane row; a multiple of 16 short planes ends on a whole vector.
-  int64_t block = larger(1, 1600 / g.span);
+  // Neighbouring channels, so that the runs are long: about 50 KiB in each image; 6 KiB where tables must stay in the
+  // first-level cache beside them, and then a multiple of 16 planes, which ends on a whole vector.
+  int64_t block = larger(1, (g.span < long_plane ? 1600 : 12800) / g.span);
   if (block >= 16) block = block / 16 * 16;
   cut.block = smaller(block, g.channels);
   cut.blocks = ceil_div(g.channels, cut.block);

@@ -110,7 +110,7 @@ template <class C, class T> struct AffineOp {
 
 // dx = fma(dy, p, fma(x - hi, q, t)), one set of coefficients for the whole run
 template <class C, class T> struct GradientOp {
-  static constexpr int fetch = 3;
+  static constexpr int fetch = 2;
   const T *dy, *x;
   Gradient<C> k;
   using V = Vec<C>;
@@ -191,7 +191,7 @@ template <class C, class T, bool Center> struct TableHatOp {
 
 // dx = fma(dy, p, fma(x - hi, q, t))
 template <class C, class T> struct TableGradientOp {
-  static constexpr int fetch = 3;
+  static constexpr int fetch = 2;
   const T *dy, *x;
   const C *hi, *p, *q, *t;
   using V = Vec<C>;
@@ -208,7 +208,7 @@ template <class C, class T> struct TableGradientOp {
 
 // dx = fma(g, rs, fma(xhat, a, b)) with g = dy*w, one w for the row of the matrix
 template <class C, class T, bool Center> struct TableHatGradientOp {
-  static constexpr int fetch = 3;
+  static constexpr int fetch = 2;
   const T *dy, *x;
   const C *hi, *rs, *t, *a, *b;
   C w;
