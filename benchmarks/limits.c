@@ -83,16 +83,10 @@ static void sweep(int kind, char* dst, const char* a, const char* b, size_t byte
 #define ONE(k) load(a + i + (k) * V)
 #define SUM(k) add(load(a + i + (k) * V), load(b + i + (k) * V))
   switch (kind) {
-    case COPY:
-      LOOP(store, ONE) break;
-    case COPY_NT:
-      LOOP(stream, ONE) fence();
-      break;
-    case TRIAD:
-      LOOP(store, SUM) break;
-    default:
-      LOOP(stream, SUM) fence();
-      break;
+    case COPY: LOOP(store, ONE) break;
+    case COPY_NT: LOOP(stream, ONE) fence(); break;
+    case TRIAD: LOOP(store, SUM) break;
+    default: LOOP(stream, SUM) fence(); break;
   }
 }
 

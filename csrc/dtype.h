@@ -49,7 +49,8 @@ static inline float to_float(bf16 h) { return bits_to_float(uint32_t(h.bits) << 
 static inline float to_float(f16 h) {
   const uint32_t sign = uint32_t(h.bits & 0x8000u) << 16;
   const uint32_t rest = h.bits & 0x7fffu;
-  if (rest >= 0x7c00u) return bits_to_float(sign | 0x7f800000u | (rest & 0x3ffu) << 13 | (rest > 0x7c00u ? 0x400000u : 0u));
+  if (rest >= 0x7c00u)
+    return bits_to_float(sign | 0x7f800000u | (rest & 0x3ffu) << 13 | (rest > 0x7c00u ? 0x400000u : 0u));
   if (rest >= 0x0400u) return bits_to_float(sign | ((rest << 13) + (112u << 23)));
   const float magnitude = float(rest) * 0x1p-24f;  // subnormal: a small integer times 2^-24, exact
   return bits_to_float(sign | float_to_bits(magnitude));

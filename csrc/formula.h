@@ -48,7 +48,9 @@ NF_HD double rstd_of(double var, double eps) { return 1.0 / sqrt((var > 0 ? var 
 NF_HD double rstd_given(double var, double eps) { return 1.0 / sqrt(var + eps); }
 
 // The running average; `weight` is that of the new value. The variance entering it is divided by n - ddof.
-NF_HD double running_average(double running, double batch, double weight) { return (1 - weight) * running + weight * batch; }
+NF_HD double running_average(double running, double batch, double weight) {
+  return (1 - weight) * running + weight * batch;
+}
 NF_HD double sample_variance(double var, double n, int ddof) { return ddof == 0 ? var : var * (n / (n - ddof)); }
 
 // Constant data with eps = 0 have rstd = inf; their centred cells are exactly 0, and so is the output before bias.
@@ -85,7 +87,8 @@ template <class C> NF_HD Hat<C> hat(double mean, double mean_lo, double var, dou
 template <class C> struct Affine {
   C hi, s, t;
 };
-template <class C> NF_HD Affine<C> affine(double mean, double mean_lo, double var, double rstd, double weight, double bias) {
+template <class C>
+NF_HD Affine<C> affine(double mean, double mean_lo, double var, double rstd, double weight, double bias) {
   const C hi = centre<C>(mean, var);
   const double lo = (mean - static_cast<double>(hi)) + mean_lo;
   const double s = usable(rstd) * weight;

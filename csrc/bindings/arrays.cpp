@@ -105,7 +105,8 @@ Ref as_array(const char* fn, const char* name, PyObject* obj) {
 }
 
 static Ref cast_double(PyObject* array) {
-  return Ref::checked(PyArray_FromArray(reinterpret_cast<PyArrayObject*>(array), PyArray_DescrFromType(NPY_DOUBLE), NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST));
+  return Ref::checked(PyArray_FromArray(reinterpret_cast<PyArrayObject*>(array), PyArray_DescrFromType(NPY_DOUBLE),
+                                        NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST));
 }
 
 Source take_source(const char* fn, const char* name, PyObject* obj) {
@@ -113,7 +114,8 @@ Source take_source(const char* fn, const char* name, PyObject* obj) {
   PyArray_Descr* d = PyArray_DESCR(s.array.array());
   if (!float_type(d, &s.dtype)) {
     if (!PyTypeNum_ISINTEGER(d->type_num) && !PyTypeNum_ISBOOL(d->type_num))
-      fail(PyExc_TypeError, "%s: %s must be of a floating dtype (float16, bfloat16, float32, float64) or integer, got %S", fn, name, d);
+      fail(PyExc_TypeError,
+           "%s: %s must be of a floating dtype (float16, bfloat16, float32, float64) or integer, got %S", fn, name, d);
     // As np.mean does. The cast keeps the order of the axes; it is not the caller's array any more.
     const bool plain = find_order(s.array.array(), &s.order);
     s.array = Ref::checked(PyArray_NewLikeArray(s.array.array(), NPY_KEEPORDER, PyArray_DescrFromType(NPY_DOUBLE), 0));
@@ -164,7 +166,8 @@ Ref take_like(const char* fn, const char* name, PyObject* obj, const Source& x) 
   const bool whole = PyTypeNum_ISINTEGER(d->type_num) || PyTypeNum_ISBOOL(d->type_num);
   if (whole) dtype = DType::f64;
   else if (!float_type(d, &dtype)) dtype = DType(-1);
-  if (dtype != x.dtype) fail(PyExc_TypeError, "%s: %s must have the dtype of x, %S, got %S", fn, name, PyArray_DESCR(x.array.array()), d);
+  if (dtype != x.dtype)
+    fail(PyExc_TypeError, "%s: %s must have the dtype of x, %S, got %S", fn, name, PyArray_DESCR(x.array.array()), d);
   if (!same_dims(a.array(), x.nd(), x.dims()))
     fail(PyExc_ValueError, "%s: %s must have the shape of x, %R, got %R", fn, name, shape_of(x.nd(), x.dims()).get(),
          shape_of(PyArray_NDIM(a.array()), PyArray_DIMS(a.array())).get());
@@ -189,7 +192,8 @@ double take_number(const char* fn, const char* name, PyObject* obj) {
 
 double take_eps(const char* fn, PyObject* obj) {
   const double eps = PyFloat_CheckExact(obj) ? PyFloat_AS_DOUBLE(obj) : take_number(fn, "eps", obj);
-  if (!(eps >= 0) || !std::isfinite(eps)) fail(PyExc_ValueError, "%s: eps must be finite and not negative, got %R", fn, obj);
+  if (!(eps >= 0) || !std::isfinite(eps))
+    fail(PyExc_ValueError, "%s: eps must be finite and not negative, got %R", fn, obj);
   return eps;
 }
 
@@ -266,8 +270,8 @@ static Ref permuted(Ref a, const int* permutation) {
   return Ref::checked(PyArray_Transpose(a.array(), &dims));
 }
 
-Param take_param(const char* fn, const char* name, PyObject* obj, const Source& x, int nd, const npy_intp* dims, const int* permutation,
-                 const char* match) {
+Param take_param(const char* fn, const char* name, PyObject* obj, const Source& x, int nd, const npy_intp* dims,
+                 const int* permutation, const char* match) {
   Param p;
   if (obj == Py_None) return p;
   p.given = as_array(fn, name, obj);
@@ -275,7 +279,8 @@ Param take_param(const char* fn, const char* name, PyObject* obj, const Source& 
   DType dtype = DType::f64;
   PyArray_Descr* d = PyArray_DESCR(a);
   if (!float_type(d, &dtype) || (dtype != x.dtype && dtype != DType::f32 && dtype != DType::f64))
-    fail(PyExc_TypeError, "%s: %s must have the dtype of x (%S), float32 or float64, got %S", fn, name, PyArray_DESCR(x.array.array()), d);
+    fail(PyExc_TypeError, "%s: %s must have the dtype of x (%S), float32 or float64, got %S", fn, name,
+         PyArray_DESCR(x.array.array()), d);
   if (!same_dims(a, nd, dims))
     fail(PyExc_ValueError, "%s: %s must have shape %R to match %s, got %R", fn, name, shape_of(nd, dims).get(), match,
          shape_of(PyArray_NDIM(a), PyArray_DIMS(a)).get());
@@ -285,8 +290,8 @@ Param take_param(const char* fn, const char* name, PyObject* obj, const Source& 
     p.data = PyArray_DATA(a);
     return p;
   }
-  p.array = Ref::checked(PyArray_FromArray(permuted(Ref::borrow(p.given.get()), permutation).array(), PyArray_DescrFromType(compute),
-                                           NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST));
+  p.array = Ref::checked(PyArray_FromArray(permuted(Ref::borrow(p.given.get()), permutation).array(),
+                                           PyArray_DescrFromType(compute), NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST));
   p.data = PyArray_DATA(p.array.array());
   return p;
 }
@@ -296,7 +301,8 @@ Stat take_stat(const char* fn, const char* name, PyObject* obj, int nd, const np
   s.given = as_array(fn, name, obj);
   PyArrayObject* a = s.given.array();
   PyArray_Descr* d = PyArray_DESCR(a);
-  if (!PyTypeNum_ISFLOAT(d->type_num) && !is_bfloat16(d)) fail(PyExc_TypeError, "%s: %s must be of a floating dtype, got %S", fn, name, d);
+  if (!PyTypeNum_ISFLOAT(d->type_num) && !is_bfloat16(d))
+    fail(PyExc_TypeError, "%s: %s must be of a floating dtype, got %S", fn, name, d);
   if (!same_dims(a, nd, dims))
     fail(PyExc_ValueError, "%s: %s must have shape %R, got %R", fn, name, shape_of(nd, dims).get(),
          shape_of(PyArray_NDIM(a), PyArray_DIMS(a)).get());
@@ -314,7 +320,8 @@ int take_needs(const char* fn, PyObject* obj, bool has_weight, bool has_bias_gra
   if (obj == Py_None) return has_weight ? all : need_x;
   const char* names = has_bias_gradient ? "\"x\", \"weight\", \"bias\"" : "\"x\", \"weight\"";
   if (PyUnicode_Check(obj) || PyBytes_Check(obj))
-    fail(PyExc_TypeError, "%s: needs must be a tuple of names from (%s), got the bare string %R; write (%R,)", fn, names, obj, obj);
+    fail(PyExc_TypeError, "%s: needs must be a tuple of names from (%s), got the bare string %R; write (%R,)", fn,
+         names, obj, obj);
   Ref items(PySequence_Fast(obj, ""));
   if (!items) {
     PyErr_Clear();
@@ -323,7 +330,8 @@ int take_needs(const char* fn, PyObject* obj, bool has_weight, bool has_bias_gra
   int needs = 0;
   for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(items.get()); ++i) {
     PyObject* one = PySequence_Fast_GET_ITEM(items.get(), i);
-    if (!PyUnicode_Check(one)) fail(PyExc_TypeError, "%s: needs must hold strings from (%s), got %.100s", fn, names, Py_TYPE(one)->tp_name);
+    if (!PyUnicode_Check(one))
+      fail(PyExc_TypeError, "%s: needs must hold strings from (%s), got %.100s", fn, names, Py_TYPE(one)->tp_name);
     const int bit = PyUnicode_CompareWithASCIIString(one, "x") == 0        ? need_x
                     : PyUnicode_CompareWithASCIIString(one, "weight") == 0 ? need_weight
                     : PyUnicode_CompareWithASCIIString(one, "bias") == 0   ? need_bias
@@ -344,7 +352,8 @@ void refuse_out(const char* fn) {
 static void return_block(PyObject* capsule) { pool_free(PyCapsule_GetPointer(capsule, "normfast.block")); }
 
 // Large arrays get their memory from the pool, and give it back when the array dies.
-static Ref array_in_pool(PyArray_Descr* descr, int nd, const npy_intp* dims, const npy_intp* strides, size_t bytes, const void* like) {
+static Ref array_in_pool(PyArray_Descr* descr, int nd, const npy_intp* dims, const npy_intp* strides, size_t bytes,
+                         const void* like) {
   void* block = pool_alloc(bytes, like);
   if (block == nullptr) out_of_memory();
   Ref capsule(PyCapsule_New(block, "normfast.block", return_block));
@@ -353,7 +362,8 @@ static Ref array_in_pool(PyArray_Descr* descr, int nd, const npy_intp* dims, con
     throw Failure{};
   }
   Py_INCREF(descr);
-  Ref a = Ref::checked(PyArray_NewFromDescr(&PyArray_Type, descr, nd, dims, strides, block, NPY_ARRAY_WRITEABLE, nullptr));
+  Ref a =
+      Ref::checked(PyArray_NewFromDescr(&PyArray_Type, descr, nd, dims, strides, block, NPY_ARRAY_WRITEABLE, nullptr));
   if (PyArray_SetBaseObject(a.array(), capsule.release()) < 0) throw Failure{};
   return a;
 }
@@ -368,7 +378,8 @@ Ref new_array(PyArray_Descr* descr, int nd, const npy_intp* dims, size_t bytes, 
 static Ref new_like(const Source& x) {
   PyArrayObject* a = x.array.array();
   if (x.order.identity) return new_array(PyArray_DESCR(a), x.nd(), x.dims(), x.bytes(), x.data());
-  if (x.bytes() >= pool_threshold) return array_in_pool(PyArray_DESCR(a), x.nd(), x.dims(), PyArray_STRIDES(a), x.bytes(), x.data());
+  if (x.bytes() >= pool_threshold)
+    return array_in_pool(PyArray_DESCR(a), x.nd(), x.dims(), PyArray_STRIDES(a), x.bytes(), x.data());
   PyArray_Descr* descr = PyArray_DESCR(a);
   Py_INCREF(descr);
   return Ref::checked(PyArray_NewLikeArray(a, NPY_KEEPORDER, descr, 0));
@@ -423,20 +434,23 @@ Result::Result(const char* fn, PyObject* out, const Source& x, const Input* inpu
     if (x.copied && !x.order.identity) result_ = new_array(PyArray_DESCR(work), x.nd(), x.dims(), x.bytes(), x.data());
     return;
   }
-  if (!PyArray_Check(out)) fail(PyExc_TypeError, "%s: out must be a NumPy array, got %.100s", fn, Py_TYPE(out)->tp_name);
+  if (!PyArray_Check(out))
+    fail(PyExc_TypeError, "%s: out must be a NumPy array, got %.100s", fn, Py_TYPE(out)->tp_name);
   PyArrayObject* a = reinterpret_cast<PyArrayObject*>(out);
   if (!PyArray_EquivTypes(PyArray_DESCR(a), PyArray_DESCR(work)))
-    fail(PyExc_TypeError, "%s: out must have dtype %S, that of the result, got %S", fn, PyArray_DESCR(work), PyArray_DESCR(a));
+    fail(PyExc_TypeError, "%s: out must have dtype %S, that of the result, got %S", fn, PyArray_DESCR(work),
+         PyArray_DESCR(a));
   if (!same_dims(a, x.nd(), x.dims()))
     fail(PyExc_ValueError, "%s: out must have shape %R, that of x, got %R", fn, shape_of(x.nd(), x.dims()).get(),
          shape_of(PyArray_NDIM(a), PyArray_DIMS(a)).get());
   if (!PyArray_ISWRITEABLE(a)) fail(PyExc_ValueError, "%s: out must be writable, got a read-only array", fn);
-  if (overlaps_itself(a)) fail(PyExc_ValueError, "%s: out must not overlap itself: some of its elements share memory", fn);
+  if (overlaps_itself(a))
+    fail(PyExc_ValueError, "%s: out must not overlap itself: some of its elements share memory", fn);
   for (int i = 0; i < count; ++i) {
     if (inputs[i].array == nullptr || !PyArray_Check(inputs[i].array)) continue;
     PyArrayObject* b = reinterpret_cast<PyArrayObject*>(inputs[i].array);
-    if (inputs[i].same && PyArray_DATA(a) == PyArray_DATA(b) && same_dims(b, PyArray_NDIM(a), PyArray_DIMS(a)) && same_strides(a, b) &&
-        PyArray_EquivTypes(PyArray_DESCR(a), PyArray_DESCR(b)))
+    if (inputs[i].same && PyArray_DATA(a) == PyArray_DATA(b) && same_dims(b, PyArray_NDIM(a), PyArray_DIMS(a)) &&
+        same_strides(a, b) && PyArray_EquivTypes(PyArray_DESCR(a), PyArray_DESCR(b)))
       continue;
     if (arrays_overlap(a, b))
       fail(PyExc_ValueError,
@@ -511,7 +525,8 @@ Ref new_gradient(const double* values, PyArray_Descr* given, int nd, const npy_i
 
 PyObject* build_results(Ref* items, int count) {
   Ref t = Ref::checked(PyTuple_New(count));
-  for (int i = 0; i < count; ++i) PyTuple_SET_ITEM(t.get(), i, items[i] ? items[i].release() : Ref::borrow(Py_None).release());
+  for (int i = 0; i < count; ++i)
+    PyTuple_SET_ITEM(t.get(), i, items[i] ? items[i].release() : Ref::borrow(Py_None).release());
   return t.release();
 }
 

@@ -68,10 +68,10 @@ struct Order {
 
 // x, ready for the kernels: native, aligned and contiguous in the order `order`.
 struct Source {
-  Ref array;     // the caller's array, or a copy
+  Ref array;  // the caller's array, or a copy
   Order order;
   DType dtype;
-  bool copied;   // the caller's array was not contiguous in any order
+  bool copied;  // the caller's array was not contiguous in any order
   int nd() const { return PyArray_NDIM(array.array()); }
   const npy_intp* dims() const { return PyArray_DIMS(array.array()); }
   npy_intp dim(int axis) const { return dims()[axis]; }
@@ -112,8 +112,8 @@ struct Param {
   const void* data = nullptr;
   PyArray_Descr* descr = nullptr;  // borrowed from `given`
 };
-Param take_param(const char* fn, const char* name, PyObject* obj, const Source& x, int nd, const npy_intp* dims, const int* permutation,
-                 const char* match);
+Param take_param(const char* fn, const char* name, PyObject* obj, const Source& x, int nd, const npy_intp* dims,
+                 const int* permutation, const char* match);
 
 // A statistic as contiguous doubles.
 struct Stat {
@@ -179,7 +179,7 @@ template <Entry f, int n> PyObject* exactly(PyObject* self, PyObject* const* arg
   return nullptr;
 }
 #define NF_METHOD(name, n) \
-  { #name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&exactly<name, n>)), METH_FASTCALL, nullptr }
+  {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&exactly<name, n>)), METH_FASTCALL, nullptr}
 
 // Method tables, one per file.
 extern PyMethodDef layer_norm_methods[], group_norm_methods[], batch_norm_methods[], control_methods[];

@@ -18,7 +18,8 @@ struct Plan {
 };
 
 Plan make_plan(const char* fn, const Source& x, PyObject* axis_obj) {
-  if (x.nd() < 2) fail(PyExc_ValueError, "%s: x must have at least 2 dimensions, got shape %R", fn, shape_of(x.nd(), x.dims()).get());
+  if (x.nd() < 2)
+    fail(PyExc_ValueError, "%s: x must have at least 2 dimensions, got shape %R", fn, shape_of(x.nd(), x.dims()).get());
   const int channel_axis = take_axis(fn, axis_obj, x.nd());
   Plan p;
   int64_t before = 1, after = 1;
@@ -36,9 +37,12 @@ Plan make_plan(const char* fn, const Source& x, PyObject* axis_obj) {
 }
 
 void check_batch(const char* fn, const Plan& p, const Source& x) {
-  if (p.n == 0) fail(PyExc_ValueError, "%s: x must have values in every channel when training, got shape %R", fn, shape_of(x.nd(), x.dims()).get());
+  if (p.n == 0)
+    fail(PyExc_ValueError, "%s: x must have values in every channel when training, got shape %R", fn,
+         shape_of(x.nd(), x.dims()).get());
   if (p.n == 1 && p.channels > 0)
-    fail(PyExc_ValueError, "%s: Expected more than 1 value per channel when training, got input shape %R", fn, shape_of(x.nd(), x.dims()).get());
+    fail(PyExc_ValueError, "%s: Expected more than 1 value per channel when training, got input shape %R", fn,
+         shape_of(x.nd(), x.dims()).get());
 }
 
 // running_mean or running_var: as doubles; in training it is checked that it can be written.
@@ -50,12 +54,14 @@ struct Running {
 Running take_running(const char* fn, const char* name, PyObject* obj, const Source& x, const Plan& p, bool training) {
   Running r;
   if (training && !PyArray_Check(obj))
-    fail(PyExc_TypeError, "%s: %s must be a NumPy array, since it is updated in place, got %.100s", fn, name, Py_TYPE(obj)->tp_name);
+    fail(PyExc_TypeError, "%s: %s must be a NumPy array, since it is updated in place, got %.100s", fn, name,
+         Py_TYPE(obj)->tp_name);
   // The same dtypes as a parameter may have.
   const Param as_param = take_param(fn, name, obj, x, 1, &p.channels, nullptr, p.match);
   if (training) {
     r.target = reinterpret_cast<PyArrayObject*>(obj);
-    if (!PyArray_ISWRITEABLE(r.target)) fail(PyExc_ValueError, "%s: %s must be writable, since it is updated in place, got a read-only array", fn, name);
+    if (!PyArray_ISWRITEABLE(r.target))
+      fail(PyExc_ValueError, "%s: %s must be writable, since it is updated in place, got a read-only array", fn, name);
   }
   r.values = take_stat(fn, name, as_param.given.get(), 1, &p.channels, nullptr);
   return r;
@@ -94,7 +100,10 @@ PyObject* batch_norm(PyObject*, PyObject* const* a, Py_ssize_t) {
     if (a[7] != Py_None) {
       weight = 1 - unit_number(fn, "decay", a[7]);
       if (momentum != 0.1)
-        fail(PyExc_ValueError, "%s: decay and momentum must not both be given (momentum weighs the new value, decay the old one), got decay=%R and momentum=%R", fn, a[7], a[6]);
+        fail(PyExc_ValueError,
+             "%s: decay and momentum must not both be given (momentum weighs the new value, decay the old one), got "
+             "decay=%R and momentum=%R",
+             fn, a[7], a[6]);
     }
     const int64_t ddof = take_int(fn, "running_ddof", a[8]);
     if (ddof != 0 && ddof != 1) fail(PyExc_ValueError, "%s: running_ddof must be 0 or 1, got %R", fn, a[8]);
@@ -103,15 +112,22 @@ PyObject* batch_norm(PyObject*, PyObject* const* a, Py_ssize_t) {
     const Param b = take_param(fn, "bias", b_obj, x, 1, &p.channels, nullptr, p.match);
     const bool given = rm_obj != Py_None;
     if (given != (rv_obj != Py_None))
-      fail(PyExc_ValueError, "%s: running_mean and running_var must be given together, got only %s", fn, given ? "running_mean" : "running_var");
+      fail(PyExc_ValueError, "%s: running_mean and running_var must be given together, got only %s", fn,
+           given ? "running_mean" : "running_var");
     if (!training && !given)
-      fail(PyExc_ValueError, "%s: running_mean and running_var must be given when training=False, got None; pass training=True to use the batch's own statistics", fn);
+      fail(PyExc_ValueError,
+           "%s: running_mean and running_var must be given when training=False, got None; pass training=True to use "
+           "the batch's own statistics",
+           fn);
     Running rm, rv;
-    if (given) rm = take_running(fn, "running_mean", rm_obj, x, p, training), rv = take_running(fn, "running_var", rv_obj, x, p, training);
+    if (given)
+      rm = take_running(fn, "running_mean", rm_obj, x, p, training),
+      rv = take_running(fn, "running_var", rv_obj, x, p, training);
     if (training) check_batch(fn, p, x);
     if (training && given) {
       check_apart(fn, rm_obj, "running_mean", rv_obj, "running_var");
-      const std::pair<PyObject*, const char*> inputs[] = {{x.copied ? nullptr : x_obj, "x"}, {w.given.get(), "weight"}, {b.given.get(), "bias"}};
+      const std::pair<PyObject*, const char*> inputs[] = {
+          {x.copied ? nullptr : x_obj, "x"}, {w.given.get(), "weight"}, {b.given.get(), "bias"}};
       for (const auto& input : inputs) {
         check_apart(fn, rm_obj, "running_mean", input.first, input.second);
         check_apart(fn, rv_obj, "running_var", input.first, input.second);
@@ -130,8 +146,17 @@ PyObject* batch_norm(PyObject*, PyObject* const* a, Py_ssize_t) {
     if (stats) mean = new_stat(x.dtype, 1, &p.channels, nullptr), rstd = new_stat(x.dtype, 1, &p.channels, nullptr);
     bool ok = true;
     if (training) {
-      const ColumnsForward args{p.columns, x.data(), y.data(), w.data, b.data, stats ? PyArray_DATA(mean.array()) : nullptr,
-                                stats ? PyArray_DATA(rstd.array()) : nullptr, batch_mean.data(), batch_var.data(), eps, true};
+      const ColumnsForward args{p.columns,
+                                x.data(),
+                                y.data(),
+                                w.data,
+                                b.data,
+                                stats ? PyArray_DATA(mean.array()) : nullptr,
+                                stats ? PyArray_DATA(rstd.array()) : nullptr,
+                                batch_mean.data(),
+                                batch_var.data(),
+                                eps,
+                                true};
       if (p.channels > 0) ok = without_gil(x.bytes(), [&] { return kernels().columns_forward[int(x.dtype)](args); });
       if (!ok) out_of_memory();
       if (given) {
@@ -140,7 +165,8 @@ PyObject* batch_norm(PyObject*, PyObject* const* a, Py_ssize_t) {
         store_running(rv, batch_var.data(), p.channels, weight);
       }
     } else {
-      for (size_t c = 0; c < channels; ++c) batch_mean[c] = rm.values.data[c], batch_var[c] = rstd_given(rv.values.data[c], eps);
+      for (size_t c = 0; c < channels; ++c)
+        batch_mean[c] = rm.values.data[c], batch_var[c] = rstd_given(rv.values.data[c], eps);
       const AffineMap args{p.columns, x.data(), y.data(), batch_mean.data(), batch_var.data(), w.data, b.data};
       if (x.size() > 0) ok = without_gil(x.bytes(), [&] { return kernels().affine[int(x.dtype)](args); });
       if (!ok) out_of_memory();
@@ -174,10 +200,22 @@ PyObject* batch_norm_backward(PyObject*, PyObject* const* a, Py_ssize_t) {
                                     {w.given.get(), "weight", false}};
     std::optional<Result> dx;
     if (needs & need_x) dx.emplace(fn, out, x, inputs, 5);
-    std::vector<double> dweight(needs & need_weight ? size_t(p.channels) : 0), dbias(needs & need_bias ? size_t(p.channels) : 0);
-    const ColumnsBackward args{p.columns, PyArray_DATA(dy.array()), x.data(), mean.data, rstd.data, w.data, dx ? dx->data() : nullptr,
-                               needs & need_weight ? dweight.data() : nullptr, needs & need_bias ? dbias.data() : nullptr, true, !training};
-    if (x.size() > 0 && needs != 0 && !without_gil(x.bytes(), [&] { return kernels().columns_backward[int(x.dtype)](args); })) out_of_memory();
+    std::vector<double> dweight(needs & need_weight ? size_t(p.channels) : 0),
+        dbias(needs & need_bias ? size_t(p.channels) : 0);
+    const ColumnsBackward args{p.columns,
+                               PyArray_DATA(dy.array()),
+                               x.data(),
+                               mean.data,
+                               rstd.data,
+                               w.data,
+                               dx ? dx->data() : nullptr,
+                               needs & need_weight ? dweight.data() : nullptr,
+                               needs & need_bias ? dbias.data() : nullptr,
+                               true,
+                               !training};
+    if (x.size() > 0 && needs != 0 &&
+        !without_gil(x.bytes(), [&] { return kernels().columns_backward[int(x.dtype)](args); }))
+      out_of_memory();
     PyArray_Descr* descr = w.descr != nullptr ? w.descr : PyArray_DESCR(x.array.array());
     Ref items[3];
     if (dx) items[0] = dx->finish();
@@ -189,6 +227,7 @@ PyObject* batch_norm_backward(PyObject*, PyObject* const* a, Py_ssize_t) {
 
 }  // namespace
 
-PyMethodDef batch_norm_methods[] = {NF_METHOD(batch_norm, 13), NF_METHOD(batch_norm_backward, 9), {nullptr, nullptr, 0, nullptr}};
+PyMethodDef batch_norm_methods[] = {
+    NF_METHOD(batch_norm, 13), NF_METHOD(batch_norm_backward, 9), {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace nf

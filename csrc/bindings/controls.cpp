@@ -33,7 +33,8 @@ PyObject* get_num_threads(PyObject*, PyObject* const*, Py_ssize_t) { return PyLo
 PyObject* set_pool_limit(PyObject*, PyObject* const* a, Py_ssize_t) {
   return guarded([&]() -> PyObject* {
     const int64_t n = take_int("set_pool_limit", "nbytes", a[0]);
-    if (n < 0 || n == INT64_MAX) fail(PyExc_ValueError, "set_pool_limit: nbytes must be a number of bytes, 0 or more, got %R", a[0]);
+    if (n < 0 || n == INT64_MAX)
+      fail(PyExc_ValueError, "set_pool_limit: nbytes must be a number of bytes, 0 or more, got %R", a[0]);
     pool_set_limit(size_t(n));
     Py_RETURN_NONE;
   });
@@ -52,14 +53,17 @@ PyObject* config(PyObject*, PyObject* const*, Py_ssize_t) {
     if (!name || PyList_Append(names.get(), name.get()) < 0) return nullptr;
   }
   if (!names) return nullptr;
-  return Py_BuildValue("{s:s,s:O,s:i,s:{s:n,s:n},s:s,s:{s:O,s:s}}", "code_path", kernels().name, "code_paths", names.get(), "threads",
-                       get_threads(), "pool", "limit", Py_ssize_t(pool_limit()), "held", Py_ssize_t(pool_held()), "compiler", NF_COMPILER,
-                       "cuda", "available", Py_False, "reason", "this version has no CUDA backend");
+  return Py_BuildValue("{s:s,s:O,s:i,s:{s:n,s:n},s:s,s:{s:O,s:s}}", "code_path", kernels().name, "code_paths",
+                       names.get(), "threads", get_threads(), "pool", "limit", Py_ssize_t(pool_limit()), "held",
+                       Py_ssize_t(pool_held()), "compiler", NF_COMPILER, "cuda", "available", Py_False, "reason",
+                       "this version has no CUDA backend");
 }
 
 }  // namespace
 
-PyMethodDef control_methods[] = {NF_METHOD(check_num_threads, 1), NF_METHOD(set_num_threads, 1), NF_METHOD(get_num_threads, 0), NF_METHOD(set_pool_limit, 1),
-                                 NF_METHOD(release_pool, 0),    NF_METHOD(config, 0),          {nullptr, nullptr, 0, nullptr}};
+PyMethodDef control_methods[] = {NF_METHOD(check_num_threads, 1), NF_METHOD(set_num_threads, 1),
+                                 NF_METHOD(get_num_threads, 0),   NF_METHOD(set_pool_limit, 1),
+                                 NF_METHOD(release_pool, 0),      NF_METHOD(config, 0),
+                                 {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace nf

@@ -39,7 +39,8 @@ Plan make_plan(const char* fn, const Source& x, int channel_axis, npy_intp group
   p.n = before * after * each;
   // Without channels, instance norm has no groups, and nothing to reduce.
   if (p.n == 0 && groups > 0)
-    fail(PyExc_ValueError, "%s: x must have elements in every group, got shape %R", fn, shape_of(x.nd(), x.dims()).get());
+    fail(PyExc_ValueError, "%s: x must have elements in every group, got shape %R", fn,
+         shape_of(x.nd(), x.dims()).get());
   p.by_rows = rows;
   if (rows) p.rows = {p.samples * groups, each, after, groups};
   else p.columns = {p.samples, before, groups, each * after, after, false};
@@ -47,7 +48,9 @@ Plan make_plan(const char* fn, const Source& x, int channel_axis, npy_intp group
 }
 
 int take_channel_axis(const char* fn, PyObject* obj, const Source& x) {
-  if (x.nd() < 2) fail(PyExc_ValueError, "%s: x must have at least 2 dimensions (samples, channels, ...), got shape %R", fn, shape_of(x.nd(), x.dims()).get());
+  if (x.nd() < 2)
+    fail(PyExc_ValueError, "%s: x must have at least 2 dimensions (samples, channels, ...), got shape %R", fn,
+         shape_of(x.nd(), x.dims()).get());
   const int axis = take_axis(fn, obj, x.nd());
   if (axis == 0) fail(PyExc_ValueError, "%s: channel_axis must not be axis 0, that of the samples, got %R", fn, obj);
   return axis;
@@ -59,7 +62,8 @@ npy_intp take_groups(const char* fn, PyObject* obj, npy_intp channels) {
   const int64_t groups = take_int(fn, "num_groups", obj);
   if (groups < 1) fail(PyExc_ValueError, "%s: num_groups must be at least 1, got %R", fn, obj);
   if (channels % groups != 0)
-    fail(PyExc_ValueError, "%s: num_groups must divide the number of channels, %zd, got %R", fn, Py_ssize_t(channels), obj);
+    fail(PyExc_ValueError, "%s: num_groups must divide the number of channels, %zd, got %R", fn, Py_ssize_t(channels),
+         obj);
   return npy_intp(groups);
 }
 
@@ -68,8 +72,8 @@ struct Match {
   explicit Match(int axis) { std::snprintf(text, sizeof text, "x axis %d", axis); }
 };
 
-PyObject* forward(const char* fn, PyObject* x_obj, PyObject* groups_obj, PyObject* w_obj, PyObject* b_obj, PyObject* axis_obj, PyObject* eps_obj,
-                  PyObject* out, PyObject* stats_obj) {
+PyObject* forward(const char* fn, PyObject* x_obj, PyObject* groups_obj, PyObject* w_obj, PyObject* b_obj,
+                  PyObject* axis_obj, PyObject* eps_obj, PyObject* out, PyObject* stats_obj) {
   Source x = take_source(fn, "x", x_obj);
   const int axis = take_channel_axis(fn, axis_obj, x);
   const npy_intp channels = x.dim(axis), groups = take_groups(fn, groups_obj, channels);
@@ -92,7 +96,9 @@ PyObject* forward(const char* fn, PyObject* x_obj, PyObject* groups_obj, PyObjec
   void* y_data = moved ? PyArray_DATA(work.array.array()) : y.data();  // the copy is ours to overwrite
   if (p.samples * groups > 0) {
     const bool ok = without_gil(x.bytes(), [&] {
-      if (p.by_rows) return kernels().rows_forward[int(x.dtype)]({p.rows, work.data(), y_data, w.data, b.data, mean_data, rstd_data, eps, true});
+      if (p.by_rows)
+        return kernels().rows_forward[int(x.dtype)](
+            {p.rows, work.data(), y_data, w.data, b.data, mean_data, rstd_data, eps, true});
       return kernels().columns_forward[int(x.dtype)](
           {p.columns, work.data(), y_data, w.data, b.data, mean_data, rstd_data, nullptr, nullptr, eps, true});
     });
@@ -105,8 +111,8 @@ PyObject* forward(const char* fn, PyObject* x_obj, PyObject* groups_obj, PyObjec
   return build_results(items, 3);
 }
 
-PyObject* backward(const char* fn, bool instance, PyObject* dy_obj, PyObject* x_obj, PyObject* mean_obj, PyObject* rstd_obj, PyObject* w_obj,
-                   PyObject* axis_obj, PyObject* needs_obj, PyObject* out) {
+PyObject* backward(const char* fn, bool instance, PyObject* dy_obj, PyObject* x_obj, PyObject* mean_obj,
+                   PyObject* rstd_obj, PyObject* w_obj, PyObject* axis_obj, PyObject* needs_obj, PyObject* out) {
   Source x = take_source(fn, "x", x_obj);
   const int axis = take_channel_axis(fn, axis_obj, x);
   const Ref dy_given = take_like(fn, "dy", dy_obj, x);
@@ -114,10 +120,12 @@ PyObject* backward(const char* fn, bool instance, PyObject* dy_obj, PyObject* x_
   npy_intp groups = channels;
   if (!instance) {  // the number of groups is told by the statistics
     const Ref m = as_array(fn, "mean", mean_obj);
-    if (PyArray_NDIM(m.array()) != 2 || PyArray_DIM(m.array(), 0) != x.dim(0) || PyArray_DIM(m.array(), 1) < (channels > 0) ||
-        (channels > 0 && channels % PyArray_DIM(m.array(), 1) != 0))
-      fail(PyExc_ValueError, "%s: mean must have shape (%zd, num_groups), with num_groups a divisor of the %zd channels, got %R", fn,
-           Py_ssize_t(x.dim(0)), Py_ssize_t(channels), shape_of(PyArray_NDIM(m.array()), PyArray_DIMS(m.array())).get());
+    if (PyArray_NDIM(m.array()) != 2 || PyArray_DIM(m.array(), 0) != x.dim(0) ||
+        PyArray_DIM(m.array(), 1) < (channels > 0) || (channels > 0 && channels % PyArray_DIM(m.array(), 1) != 0))
+      fail(PyExc_ValueError,
+           "%s: mean must have shape (%zd, num_groups), with num_groups a divisor of the %zd channels, got %R", fn,
+           Py_ssize_t(x.dim(0)), Py_ssize_t(channels),
+           shape_of(PyArray_NDIM(m.array()), PyArray_DIMS(m.array())).get());
     groups = PyArray_DIM(m.array(), 1);
   }
   const npy_intp stat_dims[2] = {x.dim(0), groups};
@@ -139,7 +147,8 @@ PyObject* backward(const char* fn, bool instance, PyObject* dy_obj, PyObject* x_
                                   {w.given.get(), "weight", false}};
   std::optional<Result> dx;
   if (needs & need_x) dx.emplace(fn, out, x, inputs, 5);
-  std::vector<double> dweight(needs & need_weight ? size_t(channels) : 0), dbias(needs & need_bias ? size_t(channels) : 0);
+  std::vector<double> dweight(needs & need_weight ? size_t(channels) : 0),
+      dbias(needs & need_bias ? size_t(channels) : 0);
   double* dweight_data = needs & need_weight ? dweight.data() : nullptr;
   double* dbias_data = needs & need_bias ? dbias.data() : nullptr;
   void* dx_data = !(needs & need_x) ? nullptr : moved ? PyArray_DATA(work.array.array()) : dx->data();
@@ -147,7 +156,8 @@ PyObject* backward(const char* fn, bool instance, PyObject* dy_obj, PyObject* x_
     const bool ok = without_gil(x.bytes(), [&] {
       const void* g = PyArray_DATA(dy.array());
       if (p.by_rows)
-        return kernels().rows_backward[int(x.dtype)]({p.rows, g, work.data(), mean.data, rstd.data, w.data, dx_data, dweight_data, dbias_data, true});
+        return kernels().rows_backward[int(x.dtype)](
+            {p.rows, g, work.data(), mean.data, rstd.data, w.data, dx_data, dweight_data, dbias_data, true});
       return kernels().columns_backward[int(x.dtype)](
           {p.columns, g, work.data(), mean.data, rstd.data, w.data, dx_data, dweight_data, dbias_data, true, false});
     });
@@ -169,15 +179,20 @@ PyObject* instance_norm(PyObject*, PyObject* const* a, Py_ssize_t) {
   return guarded([&] { return forward("instance_norm", a[0], nullptr, a[1], a[2], a[3], a[4], a[5], a[6]); });
 }
 PyObject* group_norm_backward(PyObject*, PyObject* const* a, Py_ssize_t) {
-  return guarded([&] { return backward("group_norm_backward", false, a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]); });
+  return guarded(
+      [&] { return backward("group_norm_backward", false, a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]); });
 }
 PyObject* instance_norm_backward(PyObject*, PyObject* const* a, Py_ssize_t) {
-  return guarded([&] { return backward("instance_norm_backward", true, a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]); });
+  return guarded(
+      [&] { return backward("instance_norm_backward", true, a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]); });
 }
 
 }  // namespace
 
-PyMethodDef group_norm_methods[] = {NF_METHOD(group_norm, 8), NF_METHOD(instance_norm, 7), NF_METHOD(group_norm_backward, 8),
-                                    NF_METHOD(instance_norm_backward, 8), {nullptr, nullptr, 0, nullptr}};
+PyMethodDef group_norm_methods[] = {NF_METHOD(group_norm, 8),
+                                    NF_METHOD(instance_norm, 7),
+                                    NF_METHOD(group_norm_backward, 8),
+                                    NF_METHOD(instance_norm_backward, 8),
+                                    {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace nf

@@ -19,10 +19,10 @@ struct Plan {
   enum { by_rows, by_columns, gathered } kind;
   Rows rows;
   Columns columns;
-  int64_t n = 1, count = 1;               // cells of a reduction, reductions
+  int64_t n = 1, count = 1;  // cells of a reduction, reductions
   int param_nd = 0;
-  npy_intp param_dims[NPY_MAXDIMS];       // the normalised axes, in the order of x
-  int param_order[NPY_MAXDIMS];           // the same in memory order
+  npy_intp param_dims[NPY_MAXDIMS];  // the normalised axes, in the order of x
+  int param_order[NPY_MAXDIMS];      // the same in memory order
   npy_intp stat_dims[NPY_MAXDIMS];
   bool params_permuted = false;
   const int* param_permutation() const { return params_permuted ? param_order : nullptr; }
@@ -41,7 +41,9 @@ Plan make_plan(const char* fn, const Source& x, const Axes& axes) {
       p.count *= x.dim(i);
     }
   }
-  if (p.n == 0) fail(PyExc_ValueError, "%s: x must have elements along the normalised axes, got shape %R", fn, shape_of(x.nd(), x.dims()).get());
+  if (p.n == 0)
+    fail(PyExc_ValueError, "%s: x must have elements along the normalised axes, got shape %R", fn,
+         shape_of(x.nd(), x.dims()).get());
   // Runs of neighbouring axes, in memory order, that are all normalised or all kept. Axes of length one count too:
   // the kernel, and so the bits, must not depend on how many reductions there are.
   int64_t sizes[NPY_MAXDIMS + 1];
@@ -69,7 +71,9 @@ Plan make_plan(const char* fn, const Source& x, const Axes& axes) {
   return p;
 }
 
-const int* stat_permutation(const Plan& p, const Source& x) { return x.order.identity || p.kind == Plan::gathered ? nullptr : x.order.axis; }
+const int* stat_permutation(const Plan& p, const Source& x) {
+  return x.order.identity || p.kind == Plan::gathered ? nullptr : x.order.axis;
+}
 
 // ---- axes that fit neither geometry: rows are gathered into a small buffer, a part of x at a time -------------------
 
@@ -97,12 +101,15 @@ class Gather {
     PyArray_Dims dims{const_cast<npy_intp*>(order_), nd_};
     Ref turned = Ref::checked(PyArray_Transpose(reinterpret_cast<PyArrayObject*>(array), &dims));
     Ref key = Ref::checked(PyTuple_New(cut_ + 1));
-    for (int i = 0; i < cut_; ++i) PyTuple_SET_ITEM(key.get(), i, Ref::checked(PySlice_New(nullptr, nullptr, nullptr)).release());
+    for (int i = 0; i < cut_; ++i)
+      PyTuple_SET_ITEM(key.get(), i, Ref::checked(PySlice_New(nullptr, nullptr, nullptr)).release());
     Ref from = Ref::checked(PyLong_FromSsize_t(begin)), to = Ref::checked(PyLong_FromSsize_t(end));
     PyTuple_SET_ITEM(key.get(), cut_, Ref::checked(PySlice_New(from.get(), to.get(), nullptr)).release());
     return Ref::checked(PyObject_GetItem(turned.get(), key.get()));
   }
-  Ref copy(PyObject* array, npy_intp begin, npy_intp end) const { return Ref::checked(PyArray_NewCopy(view(array, begin, end).array(), NPY_CORDER)); }
+  Ref copy(PyObject* array, npy_intp begin, npy_intp end) const {
+    return Ref::checked(PyArray_NewCopy(view(array, begin, end).array(), NPY_CORDER));
+  }
   void put(PyObject* array, npy_intp begin, npy_intp end, const Ref& values) const {
     if (PyArray_CopyInto(view(array, begin, end).array(), values.array()) < 0) throw Failure{};
   }
@@ -113,7 +120,8 @@ class Gather {
   npy_intp longest_ = 0, step_ = 1;
 };
 
-void forward_gathered(const RowsForward& all, const Source& x, const Axes& axes, PyArrayObject* y, PyArrayObject* mean, PyArrayObject* rstd) {
+void forward_gathered(const RowsForward& all, const Source& x, const Axes& axes, PyArrayObject* y, PyArrayObject* mean,
+                      PyArrayObject* rstd) {
   const Gather g(x, axes);
   for (npy_intp at = 0; at < g.length(); at += g.step()) {
     const npy_intp end = at + g.step() < g.length() ? at + g.step() : g.length();
@@ -125,27 +133,30 @@ void forward_gathered(const RowsForward& all, const Source& x, const Axes& axes,
     Ref m, r;
     if (mean != nullptr) m = g.copy(reinterpret_cast<PyObject*>(mean), at, end), a.mean = PyArray_DATA(m.array());
     if (rstd != nullptr) r = g.copy(reinterpret_cast<PyObject*>(rstd), at, end), a.rstd = PyArray_DATA(r.array());
-    if (!without_gil(size_t(PyArray_NBYTES(part.array())), [&] { return kernels().rows_forward[int(x.dtype)](a); })) out_of_memory();
+    if (!without_gil(size_t(PyArray_NBYTES(part.array())), [&] { return kernels().rows_forward[int(x.dtype)](a); }))
+      out_of_memory();
     g.put(reinterpret_cast<PyObject*>(y), at, end, part);
     if (m) g.put(reinterpret_cast<PyObject*>(mean), at, end, m);
     if (r) g.put(reinterpret_cast<PyObject*>(rstd), at, end, r);
   }
 }
 
-void backward_gathered(const RowsBackward& all, const Source& x, const Axes& axes, PyObject* dy, PyArrayObject* dx, const Stat& mean,
-                       const Stat& rstd, const Plan& p) {
+void backward_gathered(const RowsBackward& all, const Source& x, const Axes& axes, PyObject* dy, PyArrayObject* dx,
+                       const Stat& mean, const Stat& rstd, const Plan& p) {
   const Gather g(x, axes);
   std::vector<double> part_w, part_b;
   if (all.dweight != nullptr) part_w.resize(size_t(p.n)), std::memset(all.dweight, 0, sizeof(double) * size_t(p.n));
   if (all.dbias != nullptr) part_b.resize(size_t(p.n)), std::memset(all.dbias, 0, sizeof(double) * size_t(p.n));
   const auto shaped = [&](const double* data) {
-    return Ref::checked(PyArray_SimpleNewFromData(x.nd(), const_cast<npy_intp*>(p.stat_dims), NPY_DOUBLE, const_cast<double*>(data)));
+    return Ref::checked(
+        PyArray_SimpleNewFromData(x.nd(), const_cast<npy_intp*>(p.stat_dims), NPY_DOUBLE, const_cast<double*>(data)));
   };
   Ref mean_array, rstd_array = shaped(rstd.data);
   if (mean.data != nullptr) mean_array = shaped(mean.data);
   for (npy_intp at = 0; at < g.length(); at += g.step()) {
     const npy_intp end = at + g.step() < g.length() ? at + g.step() : g.length();
-    Ref x_part = g.copy(x.array.get(), at, end), dy_part = g.copy(dy, at, end), m, r = g.copy(rstd_array.get(), at, end);
+    Ref x_part = g.copy(x.array.get(), at, end), dy_part = g.copy(dy, at, end), m,
+        r = g.copy(rstd_array.get(), at, end);
     RowsBackward a = all;
     a.g.count = all.g.count / g.length() * (end - at);
     a.x = PyArray_DATA(x_part.array()), a.dy = PyArray_DATA(dy_part.array());
@@ -154,7 +165,8 @@ void backward_gathered(const RowsBackward& all, const Source& x, const Axes& axe
     a.dx = dx != nullptr ? PyArray_DATA(dy_part.array()) : nullptr;
     a.dweight = all.dweight != nullptr ? part_w.data() : nullptr;
     a.dbias = all.dbias != nullptr ? part_b.data() : nullptr;
-    if (!without_gil(size_t(PyArray_NBYTES(x_part.array())), [&] { return kernels().rows_backward[int(x.dtype)](a); })) out_of_memory();
+    if (!without_gil(size_t(PyArray_NBYTES(x_part.array())), [&] { return kernels().rows_backward[int(x.dtype)](a); }))
+      out_of_memory();
     if (dx != nullptr) g.put(reinterpret_cast<PyObject*>(dx), at, end, dy_part);
     for (size_t i = 0; i < part_w.size(); ++i) all.dweight[i] += part_w[i];
     for (size_t i = 0; i < part_b.size(); ++i) all.dbias[i] += part_b[i];
@@ -163,15 +175,17 @@ void backward_gathered(const RowsBackward& all, const Source& x, const Axes& axe
 
 // ---- forward -----------------------------------------------------------------------------------------------------------
 
-PyObject* forward(const Norm& norm, PyObject* x_obj, PyObject* w_obj, PyObject* b_obj, PyObject* axis, PyObject* eps_obj, PyObject* out,
-                  PyObject* stats_obj) {
+PyObject* forward(const Norm& norm, PyObject* x_obj, PyObject* w_obj, PyObject* b_obj, PyObject* axis,
+                  PyObject* eps_obj, PyObject* out, PyObject* stats_obj) {
   const char* fn = norm.fn;
   const Source x = take_source(fn, "x", x_obj);
   const Axes axes = take_axes(fn, axis, x.nd());
   const Plan p = make_plan(fn, x, axes);
   const double eps = take_eps(fn, eps_obj);
-  const Param w = take_param(fn, "weight", w_obj, x, p.param_nd, p.param_dims, p.param_permutation(), "the normalised axes of x");
-  const Param b = take_param(fn, "bias", b_obj, x, p.param_nd, p.param_dims, p.param_permutation(), "the normalised axes of x");
+  const Param w =
+      take_param(fn, "weight", w_obj, x, p.param_nd, p.param_dims, p.param_permutation(), "the normalised axes of x");
+  const Param b =
+      take_param(fn, "bias", b_obj, x, p.param_nd, p.param_dims, p.param_permutation(), "the normalised axes of x");
   const bool stats = take_bool(fn, "return_stats", stats_obj);
   const Result::Input inputs[] = {{x_obj, "x", true}, {w.given.get(), "weight", false}, {b.given.get(), "bias", false}};
   Result y(fn, out, x, inputs, 3);
@@ -186,11 +200,13 @@ PyObject* forward(const Norm& norm, PyObject* x_obj, PyObject* w_obj, PyObject* 
   if (p.count > 0) {
     bool ok = true;
     if (p.kind == Plan::by_columns) {
-      const ColumnsForward a{p.columns, x.data(), y.data(), w.data, b.data, mean_data, rstd_data, nullptr, nullptr, eps, norm.center};
+      const ColumnsForward a{p.columns, x.data(), y.data(), w.data, b.data,     mean_data,
+                             rstd_data, nullptr,  nullptr,  eps,    norm.center};
       ok = without_gil(x.bytes(), [&] { return kernels().columns_forward[int(x.dtype)](a); });
     } else {
       const RowsForward a{p.rows, x.data(), y.data(), w.data, b.data, mean_data, rstd_data, eps, norm.center};
-      if (p.kind == Plan::gathered) forward_gathered(a, x, axes, y.array(), mean ? mean.array() : nullptr, rstd ? rstd.array() : nullptr);
+      if (p.kind == Plan::gathered)
+        forward_gathered(a, x, axes, y.array(), mean ? mean.array() : nullptr, rstd ? rstd.array() : nullptr);
       else ok = without_gil(x.bytes(), [&] { return kernels().rows_forward[int(x.dtype)](a); });
     }
     if (!ok) out_of_memory();
@@ -205,8 +221,8 @@ PyObject* forward(const Norm& norm, PyObject* x_obj, PyObject* w_obj, PyObject* 
 
 // ---- backward ----------------------------------------------------------------------------------------------------------
 
-PyObject* backward(const Norm& norm, PyObject* dy_obj, PyObject* x_obj, PyObject* mean_obj, PyObject* rstd_obj, PyObject* w_obj, PyObject* axis,
-                   PyObject* needs_obj, PyObject* out) {
+PyObject* backward(const Norm& norm, PyObject* dy_obj, PyObject* x_obj, PyObject* mean_obj, PyObject* rstd_obj,
+                   PyObject* w_obj, PyObject* axis, PyObject* needs_obj, PyObject* out) {
   const char* fn = norm.fn;
   const Source x = take_source(fn, "x", x_obj);
   const Ref dy = take_like(fn, "dy", dy_obj, x);
@@ -215,7 +231,8 @@ PyObject* backward(const Norm& norm, PyObject* dy_obj, PyObject* x_obj, PyObject
   Stat mean;
   if (norm.center) mean = take_stat(fn, "mean", mean_obj, x.nd(), p.stat_dims, stat_permutation(p, x));
   const Stat rstd = take_stat(fn, "rstd", rstd_obj, x.nd(), p.stat_dims, stat_permutation(p, x));
-  const Param w = take_param(fn, "weight", w_obj, x, p.param_nd, p.param_dims, p.param_permutation(), "the normalised axes of x");
+  const Param w =
+      take_param(fn, "weight", w_obj, x, p.param_nd, p.param_dims, p.param_permutation(), "the normalised axes of x");
   const int needs = take_needs(fn, needs_obj, w_obj != Py_None, norm.center);
   if (out != Py_None && !(needs & need_x)) refuse_out(fn);
   Ref items[3];
@@ -236,11 +253,19 @@ PyObject* backward(const Norm& norm, PyObject* dy_obj, PyObject* x_obj, PyObject
     bool ok = true;
     void* dx_data = dx ? dx->data() : nullptr;
     if (p.kind == Plan::by_columns) {
-      const ColumnsBackward a{p.columns,   PyArray_DATA(dy.array()), x.data(),   mean.data,  rstd.data, w.data,
-                              dx_data,     dweight_data,             dbias_data, norm.center, false};
+      const ColumnsBackward a{p.columns,  PyArray_DATA(dy.array()),
+                              x.data(),   mean.data,
+                              rstd.data,  w.data,
+                              dx_data,    dweight_data,
+                              dbias_data, norm.center,
+                              false};
       ok = without_gil(x.bytes(), [&] { return kernels().columns_backward[int(x.dtype)](a); });
     } else {
-      const RowsBackward a{p.rows, PyArray_DATA(dy.array()), x.data(), mean.data, rstd.data, w.data, dx_data, dweight_data, dbias_data, norm.center};
+      const RowsBackward a{p.rows,     PyArray_DATA(dy.array()),
+                           x.data(),   mean.data,
+                           rstd.data,  w.data,
+                           dx_data,    dweight_data,
+                           dbias_data, norm.center};
       if (p.kind == Plan::gathered) backward_gathered(a, x, axes, dy.get(), dx ? dx->array() : nullptr, mean, rstd, p);
       else ok = without_gil(x.bytes(), [&] { return kernels().rows_backward[int(x.dtype)](a); });
     }
@@ -248,7 +273,8 @@ PyObject* backward(const Norm& norm, PyObject* dy_obj, PyObject* x_obj, PyObject
   }
   PyArray_Descr* descr = w.descr != nullptr ? w.descr : PyArray_DESCR(x.array.array());
   if (dx) items[0] = dx->finish();
-  if (needs & need_weight) items[1] = new_gradient(dweight_data, descr, p.param_nd, p.param_dims, p.param_permutation());
+  if (needs & need_weight)
+    items[1] = new_gradient(dweight_data, descr, p.param_nd, p.param_dims, p.param_permutation());
   if (needs & need_bias) items[2] = new_gradient(dbias_data, descr, p.param_nd, p.param_dims, p.param_permutation());
   return build_results(items, norm.center ? 3 : 2);
 }
@@ -262,15 +288,20 @@ PyObject* rms_norm(PyObject*, PyObject* const* a, Py_ssize_t) {
   return guarded([&] { return forward({"rms_norm", false}, a[0], a[1], Py_None, a[2], a[3], a[4], a[5]); });
 }
 PyObject* layer_norm_backward(PyObject*, PyObject* const* a, Py_ssize_t) {
-  return guarded([&] { return backward({"layer_norm_backward", true}, a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]); });
+  return guarded(
+      [&] { return backward({"layer_norm_backward", true}, a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]); });
 }
 PyObject* rms_norm_backward(PyObject*, PyObject* const* a, Py_ssize_t) {
-  return guarded([&] { return backward({"rms_norm_backward", false}, a[0], a[1], Py_None, a[2], a[3], a[4], a[5], a[6]); });
+  return guarded(
+      [&] { return backward({"rms_norm_backward", false}, a[0], a[1], Py_None, a[2], a[3], a[4], a[5], a[6]); });
 }
 
 }  // namespace
 
-PyMethodDef layer_norm_methods[] = {
-    NF_METHOD(layer_norm, 7), NF_METHOD(rms_norm, 6), NF_METHOD(layer_norm_backward, 8), NF_METHOD(rms_norm_backward, 7), {nullptr, nullptr, 0, nullptr}};
+PyMethodDef layer_norm_methods[] = {NF_METHOD(layer_norm, 7),
+                                    NF_METHOD(rms_norm, 6),
+                                    NF_METHOD(layer_norm_backward, 8),
+                                    NF_METHOD(rms_norm_backward, 7),
+                                    {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace nf

@@ -16,6 +16,7 @@ static int import_numpy() {
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   if (import_numpy() < 0) throw py::error_already_set();
   if (const char* refused = nf::choose_kernels()) throw py::import_error(refused);
-  for (PyMethodDef* methods : {nf::layer_norm_methods, nf::group_norm_methods, nf::batch_norm_methods, nf::control_methods})
+  for (PyMethodDef* methods :
+       {nf::layer_norm_methods, nf::group_norm_methods, nf::batch_norm_methods, nf::control_methods})
     if (PyModule_AddFunctions(m.ptr(), methods) < 0) throw py::error_already_set();
 }

@@ -48,7 +48,8 @@ template <class C, class T> NF_INLINE Vec<C> cells_at(const T* p, int k) {
 }
 
 template <class T> NF_INLINE Walk walk(const T* p, int64_t pitch, int64_t o, int64_t c0, int64_t c1) {
-  return {reinterpret_cast<const char*>(p + o * pitch + c0), (c1 - c0) * int64_t(sizeof(T)), pitch * int64_t(sizeof(T)), 0};
+  return {reinterpret_cast<const char*>(p + o * pitch + c0), (c1 - c0) * int64_t(sizeof(T)), pitch * int64_t(sizeof(T)),
+          0};
 }
 
 // (x - shift, (x - shift)^2)
@@ -56,7 +57,9 @@ template <class C, class T> struct ColumnShifted {
   const T* x;
   int64_t pitch;
   const C* shift;
-  __attribute__((always_inline)) inline Ahead2 ahead(int64_t o, int64_t c0, int64_t c1) const { return {walk(x, pitch, o, c0, c1), {}}; }
+  __attribute__((always_inline)) inline Ahead2 ahead(int64_t o, int64_t c0, int64_t c1) const {
+    return {walk(x, pitch, o, c0, c1), {}};
+  }
   static constexpr int64_t line() { return int64_t(sizeof(T)) * Lanes<C>::n; }
   struct Column {
     const T* x;
@@ -76,7 +79,9 @@ template <class C, class T> struct ColumnShifted {
 template <class C, class T> struct ColumnSquared {
   const T* x;
   int64_t pitch;
-  __attribute__((always_inline)) inline Ahead2 ahead(int64_t o, int64_t c0, int64_t c1) const { return {walk(x, pitch, o, c0, c1), {}}; }
+  __attribute__((always_inline)) inline Ahead2 ahead(int64_t o, int64_t c0, int64_t c1) const {
+    return {walk(x, pitch, o, c0, c1), {}};
+  }
   static constexpr int64_t line() { return int64_t(sizeof(T)) * Lanes<C>::n; }
   struct Column {
     const T* x;
@@ -199,7 +204,8 @@ NF_INLINE F64 fold8(const F64 (&v)[8]) { return ((v[0] + v[4]) + (v[2] + v[6])) 
 
 // The sums of one chunk, rows [begin, end), of the columns [c0, c1), into s[0..] and q[0..].
 template <class C, class Term>
-__attribute__((noinline)) void column_chunk(const Term& f, int64_t begin, int64_t end, int64_t c0, int64_t c1, double* s, double* q) {
+__attribute__((noinline)) void column_chunk(const Term& f, int64_t begin, int64_t end, int64_t c0, int64_t c1,
+                                            double* s, double* q) {
   constexpr int64_t L = Lanes<C>::n, group_rows = 16 * L;
   LaneTables<C> tables[strip];
   for (int64_t from = c0; from < c1; from += strip * L) {
@@ -218,7 +224,8 @@ __attribute__((noinline)) void column_chunk(const Term& f, int64_t begin, int64_
         GroupSums<C> group;
         clear(group);
         for (int64_t w = o; w < group_end; w += 4 * L) {
-          if (k == L && w + 4 * L <= group_end) window<C, true>(f.column(c, int(L)), w, group_end, group, ahead, f.line());
+          if (k == L && w + 4 * L <= group_end)
+            window<C, true>(f.column(c, int(L)), w, group_end, group, ahead, f.line());
           else window<C, false>(f.column(c, k), w, group_end, group, ahead, f.line());
         }
         close_group(group, tables[v].block);

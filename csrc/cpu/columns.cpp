@@ -28,17 +28,18 @@ template <class T> struct Forward {
 // The workspace of one unit.
 template <class T> struct Unit {
   using C = typename TypeOf<T>::compute;
-  int64_t b, c0, c1;          // batch item, columns
-  C* shift;                   // per column
-  double* sums;               // [2][columns] of one chunk, or [chunks][2][columns] where chunks are shared out
-  ChunkTotal* total;          // per column (planes: per channel)
+  int64_t b, c0, c1;  // batch item, columns
+  C* shift;           // per column
+  double* sums;       // [2][columns] of one chunk, or [chunks][2][columns] where chunks are shared out
+  ChunkTotal* total;  // per column (planes: per channel)
   double *mean, *mean_lo, *var, *rstd;  // per channel
-  double* wide_shift;         // per column
-  F64* lanes;                 // planes: [2] per channel
+  double* wide_shift;                   // per column
+  F64* lanes;                           // planes: [2] per channel
   C *hi, *s, *t;
 };
 
-template <class T> NF_INLINE int64_t carve(const Forward<T>& f, char* base, Unit<T>* u, int64_t columns, int64_t channels, bool shared) {
+template <class T>
+NF_INLINE int64_t carve(const Forward<T>& f, char* base, Unit<T>* u, int64_t columns, int64_t channels, bool shared) {
   using C = typename TypeOf<T>::compute;
   Unit<T> none;
   if (u == nullptr) u = &none;
@@ -47,7 +48,8 @@ template <class T> NF_INLINE int64_t carve(const Forward<T>& f, char* base, Unit
   u->shift = k.take<C>(per);
   u->sums = k.take<double>(2 * per * (shared ? (f.is_planes ? f.planes.chunks : f.chunks) : 1));
   u->total = k.take<ChunkTotal>(per);
-  u->mean = k.take<double>(channels), u->mean_lo = k.take<double>(channels), u->var = k.take<double>(channels), u->rstd = k.take<double>(channels);
+  u->mean = k.take<double>(channels), u->mean_lo = k.take<double>(channels), u->var = k.take<double>(channels),
+  u->rstd = k.take<double>(channels);
   u->wide_shift = k.take<double>(per);
   u->lanes = k.take<F64>(f.is_planes ? 2 * channels : 0);
   const int64_t table = f.is_planes && f.g.span >= long_plane && sizeof(C) == 8 ? 0 : columns * f.repeats;
@@ -78,7 +80,8 @@ template <class T> void find_shifts(const Forward<T>& f, Unit<T>& u) {
 
 // Sums of chunk `index` for the unit's columns [c0, c1).
 template <class T, class C>
-NF_INLINE void sum_chunk(const Forward<T>& f, const Unit<T>& u, const C* shift, int64_t index, int64_t c0, int64_t c1, double* s, double* q) {
+NF_INLINE void sum_chunk(const Forward<T>& f, const Unit<T>& u, const C* shift, int64_t index, int64_t c0, int64_t c1,
+                         double* s, double* q) {
   const int64_t begin = index * chunk_cells<C>, end = smaller(begin + chunk_cells<C>, f.g.outer);
   const T* x = item(f, u.b);
   if (f.a.center) column_chunk<C>(ColumnShifted<C, T>{x, f.matrix.width, shift - u.c0}, begin, end, c0, c1, s, q);
@@ -104,7 +107,9 @@ template <class T> NF_INLINE Sums channel_sums(const Unit<T>& u, int64_t column,
   return all;
 }
 
-template <class T> NF_INLINE void keep(Unit<T>& u, int64_t i, const Moments& m) { u.mean[i] = m.mean, u.mean_lo[i] = m.mean_lo, u.var[i] = m.var; }
+template <class T> NF_INLINE void keep(Unit<T>& u, int64_t i, const Moments& m) {
+  u.mean[i] = m.mean, u.mean_lo[i] = m.mean_lo, u.var[i] = m.var;
+}
 
 // Turns totals into moments; channels that float could not do are summed again, twice, in double.
 template <class T> void find_moments(const Forward<T>& f, Unit<T>& u) {
@@ -113,7 +118,8 @@ template <class T> void find_moments(const Forward<T>& f, Unit<T>& u) {
   int64_t first_bad = -1, last_bad = -1;
   for (int64_t i = 0; i < channels; ++i) {
     if (n > few_cells<T>) {
-      const Moments m = quick_moments<C>(channel_sums(u, i * span, span), f.a.center ? double(u.shift[i * span]) : 0.0, n, f.a.center);
+      const Moments m = quick_moments<C>(channel_sums(u, i * span, span), f.a.center ? double(u.shift[i * span]) : 0.0,
+                                         n, f.a.center);
       keep(u, i, m);
       if (m.good) continue;
     }
@@ -146,7 +152,8 @@ template <class T> void write_stats(const Forward<T>& f, Unit<T>& u) {
   using S = typename TypeOf<T>::stat;
   const int64_t channels = (u.c1 - u.c0) / f.g.span, at = u.b * f.g.channels + u.c0 / f.g.span;
   for (int64_t i = 0; i < channels; ++i) {
-    if (f.a.batch_mean != nullptr) f.a.batch_mean[at + i] = u.mean[i], f.a.batch_var[at + i] = u.var[i] > 0 ? u.var[i] : u.var[i] * 0;
+    if (f.a.batch_mean != nullptr)
+      f.a.batch_mean[at + i] = u.mean[i], f.a.batch_var[at + i] = u.var[i] > 0 ? u.var[i] : u.var[i] * 0;
     u.rstd[i] = rstd_of(u.var[i], f.a.eps);
     if (f.a.mean != nullptr) static_cast<S*>(f.a.mean)[at + i] = static_cast<S>(u.mean[i]);
     if (f.a.rstd != nullptr) static_cast<S*>(f.a.rstd)[at + i] = static_cast<S>(u.rstd[i]);
@@ -234,7 +241,8 @@ template <class T> void matrix_shared(Forward<T>& f) {
     parallel_for(f.chunks * s.stretches.count, 1, shared_sums<T>, &s, f.threads);
     clear_totals(u, columns);
     for (int64_t i = 0; i < f.chunks; ++i)
-      for (int64_t c = 0; c < columns; ++c) u.total[c].add({u.sums[i * 2 * columns + c], u.sums[(i * 2 + 1) * columns + c]});
+      for (int64_t c = 0; c < columns; ++c)
+        u.total[c].add({u.sums[i * 2 * columns + c], u.sums[(i * 2 + 1) * columns + c]});
     find_moments(f, u);
     write_stats(f, u);
     const ForwardMap<T> map = map_of(f, u);
@@ -261,8 +269,8 @@ template <class T> NF_INLINE typename TypeOf<T>::compute plane_shift(const Forwa
 
 // The planes of one chunk, channels [first, first + channels): lanes are added over all planes, then folded.
 template <class T>
-__attribute__((noinline)) void plane_chunk(const Forward<T>& f, int64_t index, int64_t first, int64_t channels, const typename TypeOf<T>::compute* shift,
-                                           F64* lanes, double* sums) {
+__attribute__((noinline)) void plane_chunk(const Forward<T>& f, int64_t index, int64_t first, int64_t channels,
+                                           const typename TypeOf<T>::compute* shift, F64* lanes, double* sums) {
   using C = typename TypeOf<T>::compute;
   const int64_t begin = index * f.planes.chunk_planes, end = smaller(begin + f.planes.chunk_planes, f.g.outer);
   for (int64_t i = 0; i < 2 * channels; ++i) lanes[i] = splat<double>(0);
@@ -272,7 +280,8 @@ __attribute__((noinline)) void plane_chunk(const Forward<T>& f, int64_t index, i
       add_blocks<C>(Shifted<C, T>{plane(f, o, first + i), shift[i]}, 0, f.g.span, s, q);
       lanes[2 * i] = s, lanes[2 * i + 1] = q;
     }
-  for (int64_t i = 0; i < channels; ++i) sums[2 * i] = sum_lanes(lanes[2 * i]), sums[2 * i + 1] = sum_lanes(lanes[2 * i + 1]);
+  for (int64_t i = 0; i < channels; ++i)
+    sums[2 * i] = sum_lanes(lanes[2 * i]), sums[2 * i + 1] = sum_lanes(lanes[2 * i + 1]);
 }
 
 template <class T> __attribute__((noinline)) Moments careful_channel(const Forward<T>& f, int64_t c) {
@@ -280,7 +289,8 @@ template <class T> __attribute__((noinline)) Moments careful_channel(const Forwa
   double shift = Cast<T>::get(plane(f, 0, c)[0]);
   for (int pass = 0;; ++pass) {
     ChunkTotal total;
-    for (int64_t o = 0; o < f.g.outer; ++o) total.add(run_sums<double>(Shifted<double, T>{plane(f, o, c), shift}, f.g.span));
+    for (int64_t o = 0; o < f.g.outer; ++o)
+      total.add(run_sums<double>(Shifted<double, T>{plane(f, o, c), shift}, f.g.span));
     const Sums t = total.total();
     if (pass == 1) return moments_from_sums(t.s, t.q, shift, n, false);
     shift += t.s / n;

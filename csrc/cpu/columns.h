@@ -29,11 +29,11 @@ NF_INLINE bool is_planes(const Columns& g) { return g.by_plane && g.span >= plan
 constexpr int64_t long_plane = 512;
 
 struct PlaneCut {
-  int64_t block;         // channels of a unit
+  int64_t block;  // channels of a unit
   int64_t blocks;
   int64_t chunk_planes;  // planes whose sums are added in lanes before they are folded
   int64_t chunks;
-  bool by_unit;          // a unit per thread, or each unit shared by all
+  bool by_unit;  // a unit per thread, or each unit shared by all
 };
 
 NF_INLINE PlaneCut cut_planes(const Columns& g, int threads) {
@@ -51,8 +51,8 @@ NF_INLINE PlaneCut cut_planes(const Columns& g, int threads) {
 }
 
 struct MatrixCut {
-  int64_t width;    // columns of a row
-  int64_t tile;     // columns of a unit
+  int64_t width;  // columns of a row
+  int64_t tile;   // columns of a unit
   int64_t tiles;
   bool by_unit;
 };
@@ -70,13 +70,19 @@ template <class T> NF_INLINE MatrixCut cut_matrix(const Columns& g, int arrays, 
   if (tile * column_bytes > budget) tile = larger(least, budget / column_bytes);
   // Whole channels and, if possible, whole vectors.
   // Layer norm over a middle axis sums dweight over segments of the row: tiles hold whole ones.
-  const int64_t step = g.param_span == 0 ? row_segment : g.span % 16 == 0 ? g.span : g.span * (g.span % 8 == 0 ? 2 : g.span % 4 == 0 ? 4 : g.span % 2 == 0 ? 8 : 16);
+  const int64_t step = g.param_span == 0  ? row_segment
+                       : g.span % 16 == 0 ? g.span
+                                          : g.span * (g.span % 8 == 0   ? 2
+                                                      : g.span % 4 == 0 ? 4
+                                                      : g.span % 2 == 0 ? 8
+                                                                        : 16);
   cut.tiles = ceil_div(cut.width, tile);
   tile = ceil_div(ceil_div(cut.width, cut.tiles), step) * step;
   cut.tile = smaller(tile, cut.width);
   cut.tiles = ceil_div(cut.width, cut.tile);
   const bool fits = cut.tile * column_bytes <= 2 * budget;
-  cut.by_unit = fits && (threads == 1 || g.batch * cut.tiles >= 2 * threads || g.outer * cut.width * int64_t(sizeof(T)) <= small_work);
+  cut.by_unit = fits && (threads == 1 || g.batch * cut.tiles >= 2 * threads ||
+                         g.outer * cut.width * int64_t(sizeof(T)) <= small_work);
   if (!cut.by_unit) cut.tile = cut.width, cut.tiles = 1;
   return cut;
 }
@@ -147,11 +153,11 @@ template <class T> struct ForwardMap {
   const T* x;  // of the batch item
   T* y;
   const C *w, *b;
-  const double *mean, *rstd;     // per channel of the unit
+  const double *mean, *rstd;    // per channel of the unit
   const double *mean_lo, *var;  // likewise; null in evaluation
-  int64_t first;                        // the unit's first channel
-  C *hi, *s, *t;                        // tables from the unit's first column, `repeats` times
-  int64_t tile, repeats;                // columns of the unit
+  int64_t first;                // the unit's first channel
+  C *hi, *s, *t;                // tables from the unit's first column, `repeats` times
+  int64_t tile, repeats;        // columns of the unit
   bool center, extreme, streaming;
 };
 
@@ -184,7 +190,8 @@ template <class T> void build_tables(ForwardMap<T>& f) {
 }
 
 // Cells of one row of the unit whose channel float cannot hold are computed in double; the others as the vectors do.
-template <class T> __attribute__((noinline)) void map_row_carefully(const ForwardMap<T>& f, int64_t o, const T* x, T* y) {
+template <class T>
+__attribute__((noinline)) void map_row_carefully(const ForwardMap<T>& f, int64_t o, const T* x, T* y) {
   using C = typename TypeOf<T>::compute;
   const Columns& g = f.g;
   for (int64_t c = 0; c < f.tile; ++c) {
@@ -210,7 +217,8 @@ template <class T> __attribute__((noinline)) void map_row_carefully(const Forwar
 }
 
 // Rows [begin, end) of the unit whose first column is c0; `next`: cells ahead of x that will be needed next, 0 for none.
-template <class T, bool Stream, bool Center> void map_matrix(const ForwardMap<T>& f, int64_t begin, int64_t end, int64_t c0, int64_t next) {
+template <class T, bool Stream, bool Center>
+void map_matrix(const ForwardMap<T>& f, int64_t begin, int64_t end, int64_t c0, int64_t next) {
   using C = typename TypeOf<T>::compute;
   const int64_t width = f.g.channels * f.g.span;
   for (int64_t o = begin; o < end; o += f.repeats) {
@@ -223,16 +231,21 @@ template <class T, bool Stream, bool Center> void map_matrix(const ForwardMap<T>
     const int64_t n = smaller(f.repeats, end - o) * f.tile;
     const Ahead ahead{next != 0 ? x + next : nullptr};
     if (f.g.param_span == 0)
-      map_cells<C, Stream>(y, n, ahead, TableHatOp<C, T, Center>{x, f.hi, f.s, f.t, C(param<T>(f.w, o, 1.0)), C(param<T>(f.b, o, 0.0))});
-    else
-      map_cells<C, Stream>(y, n, ahead, TableAffineOp<C, T>{x, f.hi, f.s, f.t});
+      map_cells<C, Stream>(
+          y, n, ahead, TableHatOp<C, T, Center>{x, f.hi, f.s, f.t, C(param<T>(f.w, o, 1.0)), C(param<T>(f.b, o, 0.0))});
+    else map_cells<C, Stream>(y, n, ahead, TableAffineOp<C, T>{x, f.hi, f.s, f.t});
   }
   stream_fence(Stream);
 }
 
-template <class T> __attribute__((noinline)) void map_unit(const ForwardMap<T>& f, int64_t begin, int64_t end, int64_t c0, int64_t next) {
-  if (f.g.param_span == 0 && !f.center) f.streaming ? map_matrix<T, true, false>(f, begin, end, c0, next) : map_matrix<T, false, false>(f, begin, end, c0, next);
-  else f.streaming ? map_matrix<T, true, true>(f, begin, end, c0, next) : map_matrix<T, false, true>(f, begin, end, c0, next);
+template <class T>
+__attribute__((noinline)) void map_unit(const ForwardMap<T>& f, int64_t begin, int64_t end, int64_t c0, int64_t next) {
+  if (f.g.param_span == 0 && !f.center)
+    f.streaming ? map_matrix<T, true, false>(f, begin, end, c0, next)
+                : map_matrix<T, false, false>(f, begin, end, c0, next);
+  else
+    f.streaming ? map_matrix<T, true, true>(f, begin, end, c0, next)
+                : map_matrix<T, false, true>(f, begin, end, c0, next);
 }
 
 // Planes [begin, end) of the unit's channels, each with constant coefficients.
@@ -242,14 +255,17 @@ template <class T, bool Stream> void map_long_planes(const ForwardMap<T>& f, int
   for (int64_t o = begin; o < end; ++o)
     for (int64_t i = 0; i < channels; ++i) {
       const int64_t c = f.first + i, at = o * width + c * f.g.span;
-      const Affine<C> k = affine<C>(f.mean[i], f.mean_lo != nullptr ? f.mean_lo[i] : 0.0, f.var != nullptr ? f.var[i] : 0.0, f.rstd[i],
-                                    param<T>(f.w, c, 1.0), param<T>(f.b, c, 0.0));
-      map_cells<C, Stream>(f.y + at, f.g.span, Ahead{next != 0 ? f.x + at + next : nullptr}, AffineOp<C, T>{f.x + at, k});
+      const Affine<C> k =
+          affine<C>(f.mean[i], f.mean_lo != nullptr ? f.mean_lo[i] : 0.0, f.var != nullptr ? f.var[i] : 0.0, f.rstd[i],
+                    param<T>(f.w, c, 1.0), param<T>(f.b, c, 0.0));
+      map_cells<C, Stream>(f.y + at, f.g.span, Ahead{next != 0 ? f.x + at + next : nullptr},
+                           AffineOp<C, T>{f.x + at, k});
     }
   stream_fence(Stream);
 }
 
-template <class T> __attribute__((noinline)) void map_planes(const ForwardMap<T>& f, int64_t begin, int64_t end, int64_t next) {
+template <class T>
+__attribute__((noinline)) void map_planes(const ForwardMap<T>& f, int64_t begin, int64_t end, int64_t next) {
   if (f.g.span < long_plane || f.extreme) return map_unit(f, begin, end, f.first * f.g.span, next);
   if (f.streaming) map_long_planes<T, true>(f, begin, end, next);
   else map_long_planes<T, false>(f, begin, end, next);

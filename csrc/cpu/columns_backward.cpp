@@ -33,8 +33,8 @@ template <class T> struct Backward {
 template <class T> struct Unit {
   using C = typename TypeOf<T>::compute;
   int64_t b, c0, c1;
-  C* shift;          // per column (planes: channel): the mean, rounded
-  double* sums;      // of one chunk, or of all chunks
+  C* shift;      // per column (planes: channel): the mean, rounded
+  double* sums;  // of one chunk, or of all chunks
   ChunkTotal* total;
   double* wide_shift;
   double *c1_of, *c2_of;  // per channel
@@ -43,7 +43,8 @@ template <class T> struct Unit {
   bool extreme;
 };
 
-template <class T> NF_INLINE int64_t carve(const Backward<T>& f, char* base, Unit<T>* u, int64_t columns, int64_t channels, bool shared) {
+template <class T>
+NF_INLINE int64_t carve(const Backward<T>& f, char* base, Unit<T>* u, int64_t columns, int64_t channels, bool shared) {
   using C = typename TypeOf<T>::compute;
   Unit<T> none;
   if (u == nullptr) u = &none;
@@ -76,7 +77,9 @@ template <class T> NF_INLINE bool fits(const Backward<T>& f, const Unit<T>& u, i
 }
 
 // One cell to a statistic: the output does not depend on x, and there is exactly no gradient.
-template <class T> NF_INLINE bool single_cell(const Backward<T>& f) { return f.a.center && !f.a.frozen && f.g.outer * f.g.span == 1; }
+template <class T> NF_INLINE bool single_cell(const Backward<T>& f) {
+  return f.a.center && !f.a.frozen && f.g.outer * f.g.span == 1;
+}
 
 // The rounded means (and, for parameters along the rows, the rest of xhat's coefficients) before anything is summed.
 template <class T> void begin_unit(const Backward<T>& f, Unit<T>& u) {
@@ -97,21 +100,27 @@ template <class T> void begin_unit(const Backward<T>& f, Unit<T>& u) {
 
 // ---- sums ------------------------------------------------------------------------------------------------------------------
 
-template <class T> NF_INLINE void sum_chunk(const Backward<T>& f, const Unit<T>& u, int64_t index, int64_t c0, int64_t c1, double* s, double* q) {
+template <class T>
+NF_INLINE void sum_chunk(const Backward<T>& f, const Unit<T>& u, int64_t index, int64_t c0, int64_t c1, double* s,
+                         double* q) {
   using C = typename TypeOf<T>::compute;
-  const int64_t begin = index * chunk_cells<C>, end = smaller(begin + chunk_cells<C>, f.g.outer), width = f.matrix.width;
+  const int64_t begin = index * chunk_cells<C>, end = smaller(begin + chunk_cells<C>, f.g.outer),
+                width = f.matrix.width;
   const T *dy = item(f, f.a.dy, u.b), *x = item(f, f.a.x, u.b);
-  if (!by_rows(f))
-    column_chunk<C>(ColumnSlopes<C, T>{dy, x, width, u.shift - u.c0}, begin, end, c0, c1, s, q);
+  if (!by_rows(f)) column_chunk<C>(ColumnSlopes<C, T>{dy, x, width, u.shift - u.c0}, begin, end, c0, c1, s, q);
   else if (f.a.center)
-    column_chunk<C>(ColumnWeighted<C, T, true>{dy, x, width, f.w, u.hi - u.c0, u.p - u.c0, u.t - u.c0}, begin, end, c0, c1, s, q);
+    column_chunk<C>(ColumnWeighted<C, T, true>{dy, x, width, f.w, u.hi - u.c0, u.p - u.c0, u.t - u.c0}, begin, end, c0,
+                    c1, s, q);
   else
-    column_chunk<C>(ColumnWeighted<C, T, false>{dy, x, width, f.w, u.hi - u.c0, u.p - u.c0, u.t - u.c0}, begin, end, c0, c1, s, q);
+    column_chunk<C>(ColumnWeighted<C, T, false>{dy, x, width, f.w, u.hi - u.c0, u.p - u.c0, u.t - u.c0}, begin, end, c0,
+                    c1, s, q);
 }
 
 // One column (planes: channel) that float cannot hold, cell by cell in double: A and B*rstd, weighted where the
 // parameters go along the rows.
-template <class T> __attribute__((noinline)) Sums extreme_column(const Backward<T>& f, const Unit<T>& u, int64_t c, double mean, double rstd) {
+template <class T>
+__attribute__((noinline)) Sums extreme_column(const Backward<T>& f, const Unit<T>& u, int64_t c, double mean,
+                                              double rstd) {
   const int64_t width = f.g.channels * f.g.span, run = f.is_planes ? f.g.span : 1;
   const int64_t at = u.c0 + (f.is_planes ? c * f.g.span : c);
   const T *dy = item(f, f.a.dy, u.b) + at, *x = item(f, f.a.x, u.b) + at;
@@ -187,7 +196,9 @@ template <class T> void build_tables(const Backward<T>& f, Unit<T>& u) {
 }
 
 // One row of a unit in which float cannot hold some channel: those in double, the others as the vectors do.
-template <class T> __attribute__((noinline)) void map_row_carefully(const Backward<T>& f, const Unit<T>& u, int64_t o, const T* dy, const T* x, T* dx) {
+template <class T>
+__attribute__((noinline)) void map_row_carefully(const Backward<T>& f, const Unit<T>& u, int64_t o, const T* dy,
+                                                 const T* x, T* dx) {
   const int64_t span = f.g.span;
   for (int64_t c = 0; c < u.c1 - u.c0; ++c) {
     const int64_t i = c / span;
@@ -212,7 +223,8 @@ template <class T> __attribute__((noinline)) void map_row_carefully(const Backwa
   }
 }
 
-template <class T, bool Stream> void map_matrix(const Backward<T>& f, const Unit<T>& u, int64_t begin, int64_t end, int64_t next) {
+template <class T, bool Stream>
+void map_matrix(const Backward<T>& f, const Unit<T>& u, int64_t begin, int64_t end, int64_t next) {
   using C = typename TypeOf<T>::compute;
   const int64_t width = f.g.channels * f.g.span, tile = u.c1 - u.c0;
   for (int64_t o = begin; o < end; o += f.repeats) {
@@ -220,7 +232,8 @@ template <class T, bool Stream> void map_matrix(const Backward<T>& f, const Unit
     const T *dy = item(f, f.a.dy, u.b) + at, *x = item(f, f.a.x, u.b) + at;
     T* dx = const_cast<T*>(item(f, f.a.dx, u.b)) + at;
     if (u.extreme) {
-      for (int64_t r = 0; r < f.repeats && o + r < end; ++r) map_row_carefully(f, u, o + r, dy + r * width, x + r * width, dx + r * width);
+      for (int64_t r = 0; r < f.repeats && o + r < end; ++r)
+        map_row_carefully(f, u, o + r, dy + r * width, x + r * width, dx + r * width);
       continue;
     }
     const int64_t n = smaller(f.repeats, end - o) * tile;
@@ -228,7 +241,8 @@ template <class T, bool Stream> void map_matrix(const Backward<T>& f, const Unit
     if (next != 0) ahead = {dy + next, x + next};
     if (by_rows(f)) {
       const C w = f.w != nullptr ? f.w[o] : C(1);
-      if (f.a.center) map_cells<C, Stream>(dx, n, ahead, TableHatGradientOp<C, T, true>{dy, x, u.hi, u.p, u.t, u.q, u.b_of, w});
+      if (f.a.center)
+        map_cells<C, Stream>(dx, n, ahead, TableHatGradientOp<C, T, true>{dy, x, u.hi, u.p, u.t, u.q, u.b_of, w});
       else map_cells<C, Stream>(dx, n, ahead, TableHatGradientOp<C, T, false>{dy, x, u.hi, u.p, u.t, u.q, u.b_of, w});
     } else if (f.a.frozen) {
       map_cells<C, Stream>(dx, n, ahead, TableAffineOp<C, T>{dy, u.hi, u.p, u.t});
@@ -239,7 +253,8 @@ template <class T, bool Stream> void map_matrix(const Backward<T>& f, const Unit
   stream_fence(Stream);
 }
 
-template <class T, bool Stream> void map_long_planes(const Backward<T>& f, const Unit<T>& u, int64_t begin, int64_t end, int64_t next) {
+template <class T, bool Stream>
+void map_long_planes(const Backward<T>& f, const Unit<T>& u, int64_t begin, int64_t end, int64_t next) {
   using C = typename TypeOf<T>::compute;
   const int64_t span = f.g.span, channels = (u.c1 - u.c0) / span, width = f.g.channels * span;
   const T *dy = static_cast<const T*>(f.a.dy), *x = static_cast<const T*>(f.a.x);
@@ -260,9 +275,12 @@ template <class T, bool Stream> void map_long_planes(const Backward<T>& f, const
   stream_fence(Stream);
 }
 
-template <class T> __attribute__((noinline)) void map_unit(const Backward<T>& f, const Unit<T>& u, int64_t begin, int64_t end, int64_t next) {
+template <class T>
+__attribute__((noinline)) void map_unit(const Backward<T>& f, const Unit<T>& u, int64_t begin, int64_t end,
+                                        int64_t next) {
   const bool long_runs = f.is_planes && f.g.span >= long_plane && !u.extreme;
-  if (long_runs) f.streaming ? map_long_planes<T, true>(f, u, begin, end, next) : map_long_planes<T, false>(f, u, begin, end, next);
+  if (long_runs)
+    f.streaming ? map_long_planes<T, true>(f, u, begin, end, next) : map_long_planes<T, false>(f, u, begin, end, next);
   else f.streaming ? map_matrix<T, true>(f, u, begin, end, next) : map_matrix<T, false>(f, u, begin, end, next);
 }
 
@@ -281,13 +299,14 @@ template <class C, class T, bool Center> struct RowSlopes {
   }
   __attribute__((always_inline)) inline void get_n(int64_t i, int n, V& a, V& b, V& c) const {
     a = b = Cells<C, T>::load_n(dy + i, n, C(0));
-    c = xhat(Cells<C, T>::load_n(x + i, n, C(0)), Cells<C, C>::load_n(hi + i, n, C(0)), Cells<C, C>::load_n(rs + i, n, C(0)),
-             Cells<C, C>::load_n(t + i, n, C(0)));
+    c = xhat(Cells<C, T>::load_n(x + i, n, C(0)), Cells<C, C>::load_n(hi + i, n, C(0)),
+             Cells<C, C>::load_n(rs + i, n, C(0)), Cells<C, C>::load_n(t + i, n, C(0)));
   }
 };
 
 // Parameters along the rows: the sums of rows [begin, end) over each segment of the unit's columns.
-template <class T> __attribute__((noinline)) void sum_rows(const Backward<T>& f, const Unit<T>& u, int64_t begin, int64_t end) {
+template <class T>
+__attribute__((noinline)) void sum_rows(const Backward<T>& f, const Unit<T>& u, int64_t begin, int64_t end) {
   using C = typename TypeOf<T>::compute;
   for (int64_t o = begin; o < end; ++o)
     for (int64_t c = u.c0; c < u.c1; c += row_segment) {
@@ -299,7 +318,8 @@ template <class T> __attribute__((noinline)) void sum_rows(const Backward<T>& f,
       if (u.extreme)  // these columns have zero coefficients, so they are missing from the second sum
         for (int64_t j = 0; j < n; ++j)
           if (!fits(f, u, i + j))
-            s.q += double(Cast<T>::get(dy[j])) * ((double(Cast<T>::get(x[j])) - mean_of(f, u, i + j)) * rstd_at(f, u, i + j));
+            s.q += double(Cast<T>::get(dy[j])) *
+                   ((double(Cast<T>::get(x[j])) - mean_of(f, u, i + j)) * rstd_at(f, u, i + j));
       double* out = f.row_sums + ((u.b * f.segments + c / row_segment) * f.g.outer + o) * 2;
       out[0] = s.s, out[1] = s.q;
     }
@@ -331,8 +351,8 @@ template <class T> void matrix_units(void* context, int64_t begin, int64_t end, 
 }
 
 template <class T>
-__attribute__((noinline)) void plane_chunk(const Backward<T>& f, int64_t index, int64_t first, int64_t channels, const typename TypeOf<T>::compute* shift,
-                                           F64* lanes, double* sums) {
+__attribute__((noinline)) void plane_chunk(const Backward<T>& f, int64_t index, int64_t first, int64_t channels,
+                                           const typename TypeOf<T>::compute* shift, F64* lanes, double* sums) {
   using C = typename TypeOf<T>::compute;
   const int64_t begin = index * f.planes.chunk_planes, end = smaller(begin + f.planes.chunk_planes, f.g.outer);
   for (int64_t i = 0; i < 2 * channels; ++i) lanes[i] = splat<double>(0);
@@ -340,10 +360,12 @@ __attribute__((noinline)) void plane_chunk(const Backward<T>& f, int64_t index, 
     for (int64_t i = 0; i < channels; ++i) {
       const int64_t at = (o * f.g.channels + first + i) * f.g.span;
       F64 s = lanes[2 * i], q = lanes[2 * i + 1];
-      add_blocks<C>(Slopes<C, T>{static_cast<const T*>(f.a.dy) + at, static_cast<const T*>(f.a.x) + at, shift[i]}, 0, f.g.span, s, q);
+      add_blocks<C>(Slopes<C, T>{static_cast<const T*>(f.a.dy) + at, static_cast<const T*>(f.a.x) + at, shift[i]}, 0,
+                    f.g.span, s, q);
       lanes[2 * i] = s, lanes[2 * i + 1] = q;
     }
-  for (int64_t i = 0; i < channels; ++i) sums[2 * i] = sum_lanes(lanes[2 * i]), sums[2 * i + 1] = sum_lanes(lanes[2 * i + 1]);
+  for (int64_t i = 0; i < channels; ++i)
+    sums[2 * i] = sum_lanes(lanes[2 * i]), sums[2 * i + 1] = sum_lanes(lanes[2 * i + 1]);
 }
 
 template <class T> void plane_units(void* context, int64_t begin, int64_t end, int slot) {
@@ -414,7 +436,8 @@ template <class T> void shared_units(Backward<T>& f) {
   const int64_t columns = f.g.channels * f.g.span, per = f.is_planes ? f.g.channels : columns;
   carve(f, f.work, &u, columns, f.g.channels, true);
   u.c0 = 0, u.c1 = columns;
-  Shared<T> s{f, u, stretch_columns(columns, f.chunks, f.threads), map_rows(2 * columns * int64_t(sizeof(T)), f.repeats), 0};
+  Shared<T> s{f, u, stretch_columns(columns, f.chunks, f.threads),
+              map_rows(2 * columns * int64_t(sizeof(T)), f.repeats), 0};
   s.pieces = ceil_div(f.g.outer, s.rows_at_once);
   const int64_t chunks = f.is_planes ? f.planes.chunks : f.chunks;
   for (u.b = 0; u.b < f.g.batch; ++u.b) {

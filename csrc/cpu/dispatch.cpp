@@ -8,18 +8,18 @@
 
 namespace nf {
 
-#define NF_DECLARE(isa)                          \
-  void fill_rows_forward_##isa(Kernels&);        \
-  void fill_rows_backward_##isa(Kernels&);       \
-  void fill_columns_forward_##isa(Kernels&);     \
-  void fill_columns_backward_##isa(Kernels&);    \
-  void fill_affine_##isa(Kernels&);              \
-  static void fill_##isa(Kernels& k) {           \
-    fill_rows_forward_##isa(k);                  \
-    fill_rows_backward_##isa(k);                 \
-    fill_columns_forward_##isa(k);               \
-    fill_columns_backward_##isa(k);              \
-    fill_affine_##isa(k);                        \
+#define NF_DECLARE(isa)                       \
+  void fill_rows_forward_##isa(Kernels&);     \
+  void fill_rows_backward_##isa(Kernels&);    \
+  void fill_columns_forward_##isa(Kernels&);  \
+  void fill_columns_backward_##isa(Kernels&); \
+  void fill_affine_##isa(Kernels&);           \
+  static void fill_##isa(Kernels& k) {        \
+    fill_rows_forward_##isa(k);               \
+    fill_rows_backward_##isa(k);              \
+    fill_columns_forward_##isa(k);            \
+    fill_columns_backward_##isa(k);           \
+    fill_affine_##isa(k);                     \
   }
 
 namespace {
@@ -70,11 +70,16 @@ const char* choose_kernels() {
       std::strcat(std::strcat(built, *built ? ", " : ""), p.name);
     }
     if (chosen == nullptr) {
-      std::snprintf(message, sizeof message, "normfast: NORMFAST_ISA must be one of the code paths of this build (%s), got '%.40s'", built, wanted);
+      std::snprintf(message, sizeof message,
+                    "normfast: NORMFAST_ISA must be one of the code paths of this build (%s), got '%.40s'", built,
+                    wanted);
       return message;
     }
     if (!chosen->supported()) {
-      std::snprintf(message, sizeof message, "normfast: NORMFAST_ISA=%s asks for a code path that this CPU cannot run; unset it to use the best one", wanted);
+      std::snprintf(
+          message, sizeof message,
+          "normfast: NORMFAST_ISA=%s asks for a code path that this CPU cannot run; unset it to use the best one",
+          wanted);
       return message;
     }
   } else {

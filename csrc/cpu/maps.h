@@ -78,7 +78,8 @@ template <class C, class T, bool Center, bool Weighted, bool Biased> struct HatO
 
 // Two rows at once, each weight and bias loaded once for both. For rows in the cache, where loads are what limits.
 template <class C, class T, bool Center, bool Weighted, bool Biased>
-NF_INLINE void map_two(T* y0, T* y1, int64_t n, const HatOp<C, T, Center, Weighted, Biased>& p, const HatOp<C, T, Center, Weighted, Biased>& q) {
+NF_INLINE void map_two(T* y0, T* y1, int64_t n, const HatOp<C, T, Center, Weighted, Biased>& p,
+                       const HatOp<C, T, Center, Weighted, Biased>& q) {
   constexpr int64_t L = Lanes<C>::n;
   int64_t i = 0;
   for (; i + L <= n; i += L) {
@@ -160,11 +161,12 @@ template <class C, class T> struct TableAffineOp {
   const C *hi, *s, *t;
   using V = Vec<C>;
   __attribute__((always_inline)) inline V get(int64_t i) const {
-    return fma(Cells<C, T>::load(x + i) - Cells<C, C>::load(hi + i), Cells<C, C>::load(s + i), Cells<C, C>::load(t + i));
+    return fma(Cells<C, T>::load(x + i) - Cells<C, C>::load(hi + i), Cells<C, C>::load(s + i),
+               Cells<C, C>::load(t + i));
   }
   __attribute__((always_inline)) inline V get_n(int64_t i, int n) const {
-    return fma(Cells<C, T>::load_n(x + i, n, C(0)) - Cells<C, C>::load_n(hi + i, n, C(0)), Cells<C, C>::load_n(s + i, n, C(0)),
-               Cells<C, C>::load_n(t + i, n, C(0)));
+    return fma(Cells<C, T>::load_n(x + i, n, C(0)) - Cells<C, C>::load_n(hi + i, n, C(0)),
+               Cells<C, C>::load_n(s + i, n, C(0)), Cells<C, C>::load_n(t + i, n, C(0)));
   }
 };
 
@@ -181,11 +183,12 @@ template <class C, class T, bool Center> struct TableHatOp {
     return fma(v, splat<C>(w), splat<C>(b));
   }
   __attribute__((always_inline)) inline V get(int64_t i) const {
-    return apply(Cells<C, T>::load(x + i), Cells<C, C>::load(hi + i), Cells<C, C>::load(rs + i), Cells<C, C>::load(t + i));
+    return apply(Cells<C, T>::load(x + i), Cells<C, C>::load(hi + i), Cells<C, C>::load(rs + i),
+                 Cells<C, C>::load(t + i));
   }
   __attribute__((always_inline)) inline V get_n(int64_t i, int n) const {
-    return apply(Cells<C, T>::load_n(x + i, n, C(0)), Cells<C, C>::load_n(hi + i, n, C(0)), Cells<C, C>::load_n(rs + i, n, C(0)),
-                 Cells<C, C>::load_n(t + i, n, C(0)));
+    return apply(Cells<C, T>::load_n(x + i, n, C(0)), Cells<C, C>::load_n(hi + i, n, C(0)),
+                 Cells<C, C>::load_n(rs + i, n, C(0)), Cells<C, C>::load_n(t + i, n, C(0)));
   }
 };
 
@@ -196,12 +199,13 @@ template <class C, class T> struct TableGradientOp {
   const C *hi, *p, *q, *t;
   using V = Vec<C>;
   __attribute__((always_inline)) inline V get(int64_t i) const {
-    const V v = fma(Cells<C, T>::load(x + i) - Cells<C, C>::load(hi + i), Cells<C, C>::load(q + i), Cells<C, C>::load(t + i));
+    const V v =
+        fma(Cells<C, T>::load(x + i) - Cells<C, C>::load(hi + i), Cells<C, C>::load(q + i), Cells<C, C>::load(t + i));
     return fma(Cells<C, T>::load(dy + i), Cells<C, C>::load(p + i), v);
   }
   __attribute__((always_inline)) inline V get_n(int64_t i, int n) const {
-    const V v = fma(Cells<C, T>::load_n(x + i, n, C(0)) - Cells<C, C>::load_n(hi + i, n, C(0)), Cells<C, C>::load_n(q + i, n, C(0)),
-                    Cells<C, C>::load_n(t + i, n, C(0)));
+    const V v = fma(Cells<C, T>::load_n(x + i, n, C(0)) - Cells<C, C>::load_n(hi + i, n, C(0)),
+                    Cells<C, C>::load_n(q + i, n, C(0)), Cells<C, C>::load_n(t + i, n, C(0)));
     return fma(Cells<C, T>::load_n(dy + i, n, C(0)), Cells<C, C>::load_n(p + i, n, C(0)), v);
   }
 };
@@ -219,12 +223,14 @@ template <class C, class T, bool Center> struct TableHatGradientOp {
     return fma(d * splat<C>(w), r, fma(v, ka, kb));
   }
   __attribute__((always_inline)) inline V get(int64_t i) const {
-    return apply(Cells<C, T>::load(dy + i), Cells<C, T>::load(x + i), Cells<C, C>::load(hi + i), Cells<C, C>::load(rs + i),
-                 Cells<C, C>::load(t + i), Cells<C, C>::load(a + i), Cells<C, C>::load(b + i));
+    return apply(Cells<C, T>::load(dy + i), Cells<C, T>::load(x + i), Cells<C, C>::load(hi + i),
+                 Cells<C, C>::load(rs + i), Cells<C, C>::load(t + i), Cells<C, C>::load(a + i),
+                 Cells<C, C>::load(b + i));
   }
   __attribute__((always_inline)) inline V get_n(int64_t i, int n) const {
     const auto k = [&](const C* p) { return Cells<C, C>::load_n(p + i, n, C(0)); };
-    return apply(Cells<C, T>::load_n(dy + i, n, C(0)), Cells<C, T>::load_n(x + i, n, C(0)), k(hi), k(rs), k(t), k(a), k(b));
+    return apply(Cells<C, T>::load_n(dy + i, n, C(0)), Cells<C, T>::load_n(x + i, n, C(0)), k(hi), k(rs), k(t), k(a),
+                 k(b));
   }
 };
 

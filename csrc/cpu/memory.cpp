@@ -120,7 +120,9 @@ void* pool_alloc(size_t bytes, const void* like) {
     std::lock_guard<std::mutex> lock(mutex);
     Block** best = nullptr;
     for (Block** at = &free_blocks; *at != nullptr; at = &(*at)->older)
-      if ((*at)->capacity >= capacity && (*at)->capacity <= 2 * capacity && (best == nullptr || (*at)->capacity < (*best)->capacity)) best = at;
+      if ((*at)->capacity >= capacity && (*at)->capacity <= 2 * capacity &&
+          (best == nullptr || (*at)->capacity < (*best)->capacity))
+        best = at;
     if (best != nullptr) {
       b = *best;
       *best = b->older;
@@ -220,6 +222,8 @@ const CacheSizes& cache_sizes() {
   return sizes;
 }
 
-bool use_streaming(size_t bytes, int threads) { return bytes >= (threads == 1 ? cache_sizes().last / 2 : cache_sizes().last / 4 * 5); }
+bool use_streaming(size_t bytes, int threads) {
+  return bytes >= (threads == 1 ? cache_sizes().last / 2 : cache_sizes().last / 4 * 5);
+}
 
 }  // namespace nf

@@ -24,12 +24,12 @@ template <class T> struct Forward {
   using C = typename TypeOf<T>::compute;
   using S = typename TypeOf<T>::stat;
   const RowsForward& a;
-  Rows g;             // after expansion of short spans
-  const C *w, *b;     // likewise
-  int64_t n;          // cells of a row
-  bool per_cell;      // parameters per cell, not per run
+  Rows g;          // after expansion of short spans
+  const C *w, *b;  // likewise
+  int64_t n;       // cells of a row
+  bool per_cell;   // parameters per cell, not per run
   bool streaming;
-  bool ahead;         // fetch the next row while this one is written
+  bool ahead;  // fetch the next row while this one is written
   // Split rows only:
   int64_t chunks = 0;
   Sums* partial = nullptr;
@@ -44,16 +44,20 @@ template <class T> NF_INLINE void write_stats(const Forward<T>& f, int64_t r, co
 }
 
 template <class T, bool Stream, bool Center>
-NF_INLINE void map_hat(const Forward<T>& f, const T* x, T* y, int64_t n, Ahead ahead, int64_t param, Hat<typename TypeOf<T>::compute> h) {
+NF_INLINE void map_hat(const Forward<T>& f, const T* x, T* y, int64_t n, Ahead ahead, int64_t param,
+                       Hat<typename TypeOf<T>::compute> h) {
   using C = typename TypeOf<T>::compute;
-  if (f.b != nullptr) map_cells<C, Stream>(y, n, ahead, HatOp<C, T, Center, true, true>{x, h, f.w + param, f.b + param});
-  else if (f.w != nullptr) map_cells<C, Stream>(y, n, ahead, HatOp<C, T, Center, true, false>{x, h, f.w + param, nullptr});
+  if (f.b != nullptr)
+    map_cells<C, Stream>(y, n, ahead, HatOp<C, T, Center, true, true>{x, h, f.w + param, f.b + param});
+  else if (f.w != nullptr)
+    map_cells<C, Stream>(y, n, ahead, HatOp<C, T, Center, true, false>{x, h, f.w + param, nullptr});
   else map_cells<C, Stream>(y, n, ahead, HatOp<C, T, Center, false, false>{x, h, nullptr, nullptr});
 }
 
 // The map of a row whose coefficients float cannot hold, in double, one cell at a time.
 template <class T>
-__attribute__((noinline)) void map_carefully(const Forward<T>& f, int64_t r, int64_t i0, int64_t i1, const Moments& m, double rstd) {
+__attribute__((noinline)) void map_carefully(const Forward<T>& f, int64_t r, int64_t i0, int64_t i1, const Moments& m,
+                                             double rstd) {
   const T* x = static_cast<const T*>(f.a.x) + r * f.n;
   T* y = static_cast<T*>(f.a.y) + r * f.n;
   const int64_t first = (r % f.g.period) * f.g.channels;
@@ -67,14 +71,16 @@ __attribute__((noinline)) void map_carefully(const Forward<T>& f, int64_t r, int
 
 // Cells [i0, i1) of row r.
 template <class T, bool Stream, bool Center>
-NF_INLINE void map_row(const Forward<T>& f, int64_t r, int64_t i0, int64_t i1, const Moments& m, double rstd, bool fetch) {
+NF_INLINE void map_row(const Forward<T>& f, int64_t r, int64_t i0, int64_t i1, const Moments& m, double rstd,
+                       bool fetch) {
   using C = typename TypeOf<T>::compute;
   if (sizeof(C) == 4 && __builtin_expect(!fits_single(m.mean, rstd), 0)) return map_carefully(f, r, i0, i1, m, rstd);
   const T* x = static_cast<const T*>(f.a.x) + r * f.n;
   T* y = static_cast<T*>(f.a.y) + r * f.n;
   const int64_t first = f.g.period == 1 ? 0 : (r % f.g.period) * f.g.channels;
   if (f.per_cell) {
-    map_hat<T, Stream, Center>(f, x + i0, y + i0, i1 - i0, Ahead{fetch ? x + f.n + i0 : nullptr}, first + i0, hat<C>(m.mean, m.mean_lo, m.var, rstd));
+    map_hat<T, Stream, Center>(f, x + i0, y + i0, i1 - i0, Ahead{fetch ? x + f.n + i0 : nullptr}, first + i0,
+                               hat<C>(m.mean, m.mean_lo, m.var, rstd));
     return;
   }
   const int64_t span = f.w == nullptr && f.b == nullptr ? f.n : f.g.span;
@@ -102,7 +108,8 @@ template <class T, bool Center> NF_INLINE RowStats<T> find_stats(const Forward<T
 }
 
 // Rows r and r + 1, which share their parameters.
-template <class T, bool Center> NF_INLINE void map_pair(const Forward<T>& f, int64_t r, const RowStats<T>& p, const RowStats<T>& q) {
+template <class T, bool Center>
+NF_INLINE void map_pair(const Forward<T>& f, int64_t r, const RowStats<T>& p, const RowStats<T>& q) {
   using C = typename TypeOf<T>::compute;
   const bool single = fits_single(p.m.mean, p.rstd) && fits_single(q.m.mean, q.rstd);
   if (sizeof(C) == 4 && __builtin_expect(!single, 0)) {
@@ -212,14 +219,16 @@ template <class T, bool Center> bool forward_split(Forward<T>& f, int threads) {
 template <class T> bool forward(const RowsForward& a) {
   using C = typename TypeOf<T>::compute;
   const Rows& g = a.g;
-  Forward<T> f{a, g, static_cast<const C*>(a.weight), static_cast<const C*>(a.bias), g.channels * g.span, false, false, false};
+  Forward<T> f{a,     g,    static_cast<const C*>(a.weight), static_cast<const C*>(a.bias), g.channels * g.span, false,
+               false, false};
   // A bias without a weight is rare: it gets a weight of ones.
   const int64_t params = g.period * g.channels;
   Work<C> ones(f.b != nullptr && f.w == nullptr ? params : 0);
   if (ones.failed()) return false;
   if (ones.wanted) f.w = fill_params(ones.p, params, C(1));
   const bool expand = g.span > 1 && g.span < short_span && g.channels > 1 && (f.w != nullptr || f.b != nullptr);
-  Work<C> w_cells(expand && f.w != nullptr ? g.period * f.n : 0), b_cells(expand && f.b != nullptr ? g.period * f.n : 0);
+  Work<C> w_cells(expand && f.w != nullptr ? g.period * f.n : 0),
+      b_cells(expand && f.b != nullptr ? g.period * f.n : 0);
   if (w_cells.failed() || b_cells.failed()) return false;
   if (expand) {
     f.w = expand_params(f.w, w_cells.p, params, g.span);
@@ -240,7 +249,8 @@ template <class T> bool forward(const RowsForward& a) {
   if (grain < 1) grain = 1;
   if (threads == 1 || g.count * row_bytes <= small_work) grain = g.count;
   // Two rows at a time pay where loads limit; from beyond the second-level cache four streams are worse than two.
-  const bool pairs = f.per_cell && f.g.period == 1 && f.w != nullptr && row_bytes <= 6144 && 2 * g.count * row_bytes <= int64_t(cache_sizes().l2);
+  const bool pairs = f.per_cell && f.g.period == 1 && f.w != nullptr && row_bytes <= 6144 &&
+                     2 * g.count * row_bytes <= int64_t(cache_sizes().l2);
   if (pairs) {
     parallel_for(g.count, grain, a.center ? forward_pairs<T, true> : forward_pairs<T, false>, &f, threads);
     return true;

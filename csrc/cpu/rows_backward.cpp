@@ -26,17 +26,18 @@ constexpr int group_rows = 16;
 template <class T> struct Backward {
   using C = typename TypeOf<T>::compute;
   const RowsBackward& a;
-  Rows g;       // after expansion of short spans
-  const C* w;   // likewise
-  int64_t n;    // cells of a row
+  Rows g;           // after expansion of short spans
+  const C* w;       // likewise
+  int64_t n;        // cells of a row
+  double per_cell;  // 1 / n: a division per row would be felt where rows are short
   bool wants_params, extreme, streaming, ahead;
   // Rows of one phase (r % period) share their parameters; they are cut into blocks, blocks into groups.
   int64_t phase_rows = 0, block_rows = 0, blocks = 0;
-  int at_once = group_rows;       // rows between the two steps: fewer where sixteen would leave the cache
-  double* block_sums = nullptr;   // [period][blocks][2][n]
-  C* chain_sums = nullptr;        // [slot][2][n], when at_once < group_rows
-  T* saved = nullptr;             // [slot][group_rows][n], when extreme
-  double* run_sums = nullptr;     // [count][channels][2], run form
+  int at_once = group_rows;      // rows between the two steps: fewer where sixteen would leave the cache
+  double* block_sums = nullptr;  // [period][blocks][2][n]
+  C* chain_sums = nullptr;       // [slot][2][n], when at_once < group_rows
+  T* saved = nullptr;            // [slot][group_rows][n], when extreme
+  double* run_sums = nullptr;    // [count][channels][2], run form
   int threads = 1;
 };
 
@@ -63,8 +64,7 @@ template <class T> struct Group {
 };
 
 // A row that float cannot hold: dx in double into `out`, its share of dweight straight into the block's sums.
-template <class T>
-__attribute__((noinline)) void extreme_row(const Backward<T>& f, const Group<T>& u, int i, T* out) {
+template <class T> __attribute__((noinline)) void extreme_row(const Backward<T>& f, const Group<T>& u, int i, T* out) {
   const int64_t r = u.index[i];
   const T *dy = u.dy[i], *x = u.x[i];
   const double mean = mean_of(f.a, r), rstd = f.a.rstd[r];
@@ -101,7 +101,7 @@ __attribute__((noinline)) void row_sums(const Backward<T>& f, Group<T>& u, int i
   if (f.a.dx == nullptr) return;
   const Sums s = u.w != nullptr ? run_sums<C>(WeightedSlopes<C, T, true, Center>{u.dy[i], u.x[i], u.w, h}, f.n)
                                 : run_sums<C>(WeightedSlopes<C, T, false, Center>{u.dy[i], u.x[i], u.w, h}, f.n);
-  u.k[i].k = slope<C>(rstd, Center ? s.s / double(f.n) : 0.0, s.q / double(f.n));
+  u.k[i].k = slope<C>(rstd, Center ? s.s * f.per_cell : 0.0, s.q * f.per_cell);
 }
 
 // Step two for the cells [c, c + width*L) of rows [i0, i1) (or the last `k` cells). i0 is a multiple of four.
@@ -130,7 +130,8 @@ NF_INLINE void columns_step(const Backward<T>& f, const Group<T>& u, int i0, int
     for (int j = 0; j < width; ++j) chain_w[j] = chain_b[j] = splat<C>(0);
     for (; i < chain_end; ++i) {
       const RowCoefficients<C>& q = u.k[i];
-      const V hi = splat<C>(q.h.hi), rs = splat<C>(q.h.rs), t = splat<C>(q.h.t), a = splat<C>(q.k.a), b = splat<C>(q.k.b);
+      const V hi = splat<C>(q.h.hi), rs = splat<C>(q.h.rs), t = splat<C>(q.h.t), a = splat<C>(q.k.a),
+              b = splat<C>(q.k.b);
 #pragma GCC unroll 4
       for (int j = 0; j < width; ++j) {
         V d, x;
@@ -182,14 +183,16 @@ template <class T, bool Center, bool Stream, bool Dx>
 NF_INLINE void columns_steps(const Backward<T>& f, const Group<T>& u, int i0, int i1, int64_t begin, int64_t end) {
   constexpr int64_t L = Lanes<typename TypeOf<T>::compute>::n;
   int64_t c = begin;
-  for (; c + step_width * L <= end; c += step_width * L) columns_step<T, step_width, Center, Stream, Dx, false>(f, u, i0, i1, c, 0);
+  for (; c + step_width * L <= end; c += step_width * L)
+    columns_step<T, step_width, Center, Stream, Dx, false>(f, u, i0, i1, c, 0);
   for (; c + L <= end; c += L) columns_step<T, 1, Center, Stream, Dx, false>(f, u, i0, i1, c, 0);
   if (c < end) columns_step<T, 1, Center, false, Dx, true>(f, u, i0, i1, c, int(end - c));
   stream_fence(Stream);
 }
 
 template <class T, bool Center>
-__attribute__((noinline)) void columns_range(const Backward<T>& f, const Group<T>& u, int i0, int i1, int64_t begin, int64_t end) {
+__attribute__((noinline)) void columns_range(const Backward<T>& f, const Group<T>& u, int i0, int i1, int64_t begin,
+                                             int64_t end) {
   if (f.a.dx == nullptr) columns_steps<T, Center, false, false>(f, u, i0, i1, begin, end);
   else if (f.streaming) columns_steps<T, Center, true, true>(f, u, i0, i1, begin, end);
   else columns_steps<T, Center, false, true>(f, u, i0, i1, begin, end);
@@ -200,7 +203,9 @@ template <class T> NF_INLINE int64_t padded(int64_t n) {
   return (n + L - 1) / L * L;
 }
 
-template <class T> NF_INLINE void fill_group(const Backward<T>& f, Group<T>& u, int64_t phase, int64_t block, int64_t first, int64_t end, int slot) {
+template <class T>
+NF_INLINE void fill_group(const Backward<T>& f, Group<T>& u, int64_t phase, int64_t block, int64_t first, int64_t end,
+                          int slot) {
   u.rows = int(end - first < group_rows ? end - first : group_rows);
   for (int i = 0; i < u.rows; ++i) {
     const int64_t r = (first + i) * f.g.period + phase;
@@ -217,7 +222,8 @@ template <class T> NF_INLINE void fill_group(const Backward<T>& f, Group<T>& u, 
   u.chain_b = f.chain_sums != nullptr ? u.chain_w + width : nullptr;
 }
 
-template <class T> NF_INLINE void restore_extreme(const Backward<T>& f, const Group<T>& u, int i0, int i1, const T* saved) {
+template <class T>
+NF_INLINE void restore_extreme(const Backward<T>& f, const Group<T>& u, int i0, int i1, const T* saved) {
   if (f.a.dx == nullptr) return;
   for (int i = i0; i < i1; ++i)
     if (!fits_single_backward(mean_of(f.a, u.index[i]), f.a.rstd[u.index[i]]))
@@ -277,7 +283,8 @@ template <class T, bool Center> void shared_backward(Backward<T>& f) {
       for (int i = 0; i < u.rows; i += f.at_once) {
         s.i0 = i, s.i1 = i + f.at_once < u.rows ? i + f.at_once : u.rows;
         parallel_for(s.i1 - s.i0, 1, shared_sums<T, Center>, &s, threads);
-        parallel_for((f.n + shared_columns_width - 1) / shared_columns_width, 1, shared_columns<T, Center>, &s, threads);
+        parallel_for((f.n + shared_columns_width - 1) / shared_columns_width, 1, shared_columns<T, Center>, &s,
+                     threads);
         if (f.extreme) restore_extreme(f, u, s.i0, s.i1, f.saved);
       }
     }
@@ -304,8 +311,11 @@ template <class T, bool Center, bool Stream> void dx_rows(void* context, int64_t
     row_sums<T, Center>(f, u, 0, nullptr);
     Ahead ahead;
     if (f.ahead && r + 1 < f.g.count) ahead = {u.dy[0] + f.n, u.x[0] + f.n};
-    if (u.w != nullptr) map_cells<C, Stream>(dx, f.n, ahead, HatGradientOp<C, T, Center, true>{u.dy[0], u.x[0], u.k[0].h, u.k[0].k, u.w});
-    else map_cells<C, Stream>(dx, f.n, ahead, HatGradientOp<C, T, Center, false>{u.dy[0], u.x[0], u.k[0].h, u.k[0].k, u.w});
+    if (u.w != nullptr)
+      map_cells<C, Stream>(dx, f.n, ahead, HatGradientOp<C, T, Center, true>{u.dy[0], u.x[0], u.k[0].h, u.k[0].k, u.w});
+    else
+      map_cells<C, Stream>(dx, f.n, ahead,
+                           HatGradientOp<C, T, Center, false>{u.dy[0], u.x[0], u.k[0].h, u.k[0].k, u.w});
   }
   stream_fence(Stream);
 }
@@ -434,12 +444,21 @@ template <class T> bool backward_runs(Backward<T>& f) {
 
 template <class T> bool backward(const RowsBackward& a) {
   using C = typename TypeOf<T>::compute;
-  Backward<T> f{a, a.g, static_cast<const C*>(a.weight), a.g.channels * a.g.span, a.dweight != nullptr || a.dbias != nullptr, false, false, false};
+  Backward<T> f{a,
+                a.g,
+                static_cast<const C*>(a.weight),
+                a.g.channels * a.g.span,
+                1.0 / double(a.g.channels * a.g.span),
+                a.dweight != nullptr || a.dbias != nullptr,
+                false,
+                false,
+                false};
   f.threads = get_threads();
   if (sizeof(C) == 4)
     for (int64_t r = 0; r < a.g.count && !f.extreme; ++r) f.extreme = !fits_single_backward(mean_of(a, r), a.rstd[r]);
   const int64_t row_bytes = f.n * int64_t(sizeof(T));
-  f.streaming = a.dx != nullptr && use_streaming(size_t(3 * a.g.count * row_bytes), f.threads) && streamable(static_cast<const T*>(a.dx));
+  f.streaming = a.dx != nullptr && use_streaming(size_t(3 * a.g.count * row_bytes), f.threads) &&
+                streamable(static_cast<const T*>(a.dx));
   f.ahead = fetch_ahead(2 * row_bytes, 2 * a.g.count * row_bytes);
   if (a.center && (a.g.channels == 1 || a.g.span >= 16)) return backward_runs(f);
   const bool expand = a.g.span > 1 && f.w != nullptr;

@@ -211,7 +211,8 @@ template <class C> NF_INLINE C slope_shift(double mean, double rstd) {
   u &= uint64_t(0x7ff) << 52;  // the power of two below
   double step;
   std::memcpy(&step, &u, 8);
-  const double magnet = step * 0x1.8p42;  // adding and subtracting 1.5 * 2^52 grid steps of spread / 2^10 rounds to the grid
+  const double magnet =
+      step * 0x1.8p42;  // adding and subtracting 1.5 * 2^52 grid steps of spread / 2^10 rounds to the grid
   const double k = (mean + magnet) - magnet;
   return static_cast<C>(k - k == 0 ? k : mean);
 }
@@ -220,7 +221,9 @@ template <class C> NF_INLINE C slope_shift(double mean, double rstd) {
 
 // A value near the mean: the average of 4 L cells spread over the run, exact for constant data. Scaling by 1/4 first
 // keeps the sum from overflowing.
-template <class C> NF_INLINE C few_pilot(C first, double rest, int64_t n) { return static_cast<C>(double(first) + rest / double(n)); }
+template <class C> NF_INLINE C few_pilot(C first, double rest, int64_t n) {
+  return static_cast<C>(double(first) + rest / double(n));
+}
 
 template <class C, class T> NF_INLINE C pilot(const T* x, int64_t n) {
   constexpr int64_t L = Lanes<C>::n;

@@ -51,8 +51,12 @@ NF_INLINE H4 halves(F64 v) { return _mm512_castpd512_pd256(v) + _mm512_extractf6
 #elif defined(__AVX2__)
 using F32 = Two<__m256>;
 using F64 = Two<__m256d>;
-NF_INLINE F32 fma(F32 a, F32 b, F32 c) { return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
-NF_INLINE F64 fma(F64 a, F64 b, F64 c) { return {_mm256_fmadd_pd(a.lo, b.lo, c.lo), _mm256_fmadd_pd(a.hi, b.hi, c.hi)}; }
+NF_INLINE F32 fma(F32 a, F32 b, F32 c) {
+  return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
+NF_INLINE F64 fma(F64 a, F64 b, F64 c) {
+  return {_mm256_fmadd_pd(a.lo, b.lo, c.lo), _mm256_fmadd_pd(a.hi, b.hi, c.hi)};
+}
 NF_INLINE void set1(F32& v, float a) { v.lo = v.hi = _mm256_set1_ps(a); }
 NF_INLINE void set1(F64& v, double a) { v.lo = v.hi = _mm256_set1_pd(a); }
 NF_INLINE void load(F32& v, const float* p) { v = {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
@@ -61,7 +65,9 @@ NF_INLINE void store(float* p, F32 v) { _mm256_storeu_ps(p, v.lo), _mm256_storeu
 NF_INLINE void store(double* p, F64 v) { _mm256_storeu_pd(p, v.lo), _mm256_storeu_pd(p + 4, v.hi); }
 NF_INLINE void stream(float* p, F32 v) { _mm256_stream_ps(p, v.lo), _mm256_stream_ps(p + 8, v.hi); }
 NF_INLINE void stream(double* p, F64 v) { _mm256_stream_pd(p, v.lo), _mm256_stream_pd(p + 4, v.hi); }
-NF_INLINE F64 widen8(__m256 v) { return {_mm256_cvtps_pd(_mm256_castps256_ps128(v)), _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1))}; }
+NF_INLINE F64 widen8(__m256 v) {
+  return {_mm256_cvtps_pd(_mm256_castps256_ps128(v)), _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1))};
+}
 NF_INLINE F64 lower(F32 v) { return widen8(v.lo); }
 NF_INLINE F64 upper(F32 v) { return widen8(v.hi); }
 using H4 = __m256d;
@@ -74,12 +80,28 @@ NF_INLINE F32 fma(F32 a, F32 b, F32 c) { return a * b + c; }
 NF_INLINE F64 fma(F64 a, F64 b, F64 c) { return a * b + c; }
 NF_INLINE void set1(F32& v, float a) { v.lo.lo = v.lo.hi = v.hi.lo = v.hi.hi = _mm_set1_ps(a); }
 NF_INLINE void set1(F64& v, double a) { v.lo.lo = v.lo.hi = v.hi.lo = v.hi.hi = _mm_set1_pd(a); }
-NF_INLINE void load(F32& v, const float* p) { v = {{_mm_loadu_ps(p), _mm_loadu_ps(p + 4)}, {_mm_loadu_ps(p + 8), _mm_loadu_ps(p + 12)}}; }
-NF_INLINE void load(F64& v, const double* p) { v = {{_mm_loadu_pd(p), _mm_loadu_pd(p + 2)}, {_mm_loadu_pd(p + 4), _mm_loadu_pd(p + 6)}}; }
-NF_INLINE void store(float* p, F32 v) { _mm_storeu_ps(p, v.lo.lo), _mm_storeu_ps(p + 4, v.lo.hi), _mm_storeu_ps(p + 8, v.hi.lo), _mm_storeu_ps(p + 12, v.hi.hi); }
-NF_INLINE void store(double* p, F64 v) { _mm_storeu_pd(p, v.lo.lo), _mm_storeu_pd(p + 2, v.lo.hi), _mm_storeu_pd(p + 4, v.hi.lo), _mm_storeu_pd(p + 6, v.hi.hi); }
-NF_INLINE void stream(float* p, F32 v) { _mm_stream_ps(p, v.lo.lo), _mm_stream_ps(p + 4, v.lo.hi), _mm_stream_ps(p + 8, v.hi.lo), _mm_stream_ps(p + 12, v.hi.hi); }
-NF_INLINE void stream(double* p, F64 v) { _mm_stream_pd(p, v.lo.lo), _mm_stream_pd(p + 2, v.lo.hi), _mm_stream_pd(p + 4, v.hi.lo), _mm_stream_pd(p + 6, v.hi.hi); }
+NF_INLINE void load(F32& v, const float* p) {
+  v = {{_mm_loadu_ps(p), _mm_loadu_ps(p + 4)}, {_mm_loadu_ps(p + 8), _mm_loadu_ps(p + 12)}};
+}
+NF_INLINE void load(F64& v, const double* p) {
+  v = {{_mm_loadu_pd(p), _mm_loadu_pd(p + 2)}, {_mm_loadu_pd(p + 4), _mm_loadu_pd(p + 6)}};
+}
+NF_INLINE void store(float* p, F32 v) {
+  _mm_storeu_ps(p, v.lo.lo), _mm_storeu_ps(p + 4, v.lo.hi), _mm_storeu_ps(p + 8, v.hi.lo),
+      _mm_storeu_ps(p + 12, v.hi.hi);
+}
+NF_INLINE void store(double* p, F64 v) {
+  _mm_storeu_pd(p, v.lo.lo), _mm_storeu_pd(p + 2, v.lo.hi), _mm_storeu_pd(p + 4, v.hi.lo),
+      _mm_storeu_pd(p + 6, v.hi.hi);
+}
+NF_INLINE void stream(float* p, F32 v) {
+  _mm_stream_ps(p, v.lo.lo), _mm_stream_ps(p + 4, v.lo.hi), _mm_stream_ps(p + 8, v.hi.lo),
+      _mm_stream_ps(p + 12, v.hi.hi);
+}
+NF_INLINE void stream(double* p, F64 v) {
+  _mm_stream_pd(p, v.lo.lo), _mm_stream_pd(p + 2, v.lo.hi), _mm_stream_pd(p + 4, v.hi.lo),
+      _mm_stream_pd(p + 6, v.hi.hi);
+}
 NF_INLINE Two<__m128d> widen4(__m128 v) { return {_mm_cvtps_pd(v), _mm_cvtps_pd(_mm_movehl_ps(v, v))}; }
 NF_INLINE F64 lower(F32 v) { return {widen4(v.lo.lo), widen4(v.lo.hi)}; }
 NF_INLINE F64 upper(F32 v) { return {widen4(v.hi.lo), widen4(v.hi.hi)}; }
@@ -90,13 +112,23 @@ using F32 = Two<Two<float32x4_t>>;
 using F64 = Two<Two<float64x2_t>>;
 NF_INLINE float32x4_t fma(float32x4_t a, float32x4_t b, float32x4_t c) { return vfmaq_f32(c, a, b); }
 NF_INLINE float64x2_t fma(float64x2_t a, float64x2_t b, float64x2_t c) { return vfmaq_f64(c, a, b); }
-template <class H> NF_INLINE Two<H> fma(Two<H> a, Two<H> b, Two<H> c) { return {fma(a.lo, b.lo, c.lo), fma(a.hi, b.hi, c.hi)}; }
+template <class H> NF_INLINE Two<H> fma(Two<H> a, Two<H> b, Two<H> c) {
+  return {fma(a.lo, b.lo, c.lo), fma(a.hi, b.hi, c.hi)};
+}
 NF_INLINE void set1(F32& v, float a) { v.lo.lo = v.lo.hi = v.hi.lo = v.hi.hi = vdupq_n_f32(a); }
 NF_INLINE void set1(F64& v, double a) { v.lo.lo = v.lo.hi = v.hi.lo = v.hi.hi = vdupq_n_f64(a); }
-NF_INLINE void load(F32& v, const float* p) { v = {{vld1q_f32(p), vld1q_f32(p + 4)}, {vld1q_f32(p + 8), vld1q_f32(p + 12)}}; }
-NF_INLINE void load(F64& v, const double* p) { v = {{vld1q_f64(p), vld1q_f64(p + 2)}, {vld1q_f64(p + 4), vld1q_f64(p + 6)}}; }
-NF_INLINE void store(float* p, F32 v) { vst1q_f32(p, v.lo.lo), vst1q_f32(p + 4, v.lo.hi), vst1q_f32(p + 8, v.hi.lo), vst1q_f32(p + 12, v.hi.hi); }
-NF_INLINE void store(double* p, F64 v) { vst1q_f64(p, v.lo.lo), vst1q_f64(p + 2, v.lo.hi), vst1q_f64(p + 4, v.hi.lo), vst1q_f64(p + 6, v.hi.hi); }
+NF_INLINE void load(F32& v, const float* p) {
+  v = {{vld1q_f32(p), vld1q_f32(p + 4)}, {vld1q_f32(p + 8), vld1q_f32(p + 12)}};
+}
+NF_INLINE void load(F64& v, const double* p) {
+  v = {{vld1q_f64(p), vld1q_f64(p + 2)}, {vld1q_f64(p + 4), vld1q_f64(p + 6)}};
+}
+NF_INLINE void store(float* p, F32 v) {
+  vst1q_f32(p, v.lo.lo), vst1q_f32(p + 4, v.lo.hi), vst1q_f32(p + 8, v.hi.lo), vst1q_f32(p + 12, v.hi.hi);
+}
+NF_INLINE void store(double* p, F64 v) {
+  vst1q_f64(p, v.lo.lo), vst1q_f64(p + 2, v.lo.hi), vst1q_f64(p + 4, v.hi.lo), vst1q_f64(p + 6, v.hi.hi);
+}
 NF_INLINE void stream(float* p, F32 v) { store(p, v); }  // arm64 has no portable streaming store
 NF_INLINE void stream(double* p, F64 v) { store(p, v); }
 NF_INLINE Two<float64x2_t> widen4(float32x4_t v) { return {vcvt_f64_f32(vget_low_f32(v)), vcvt_high_f64_f32(v)}; }
@@ -257,12 +289,14 @@ template <> struct Cells<double, float> {
 #if defined(__AVX512F__)
 // Word i goes to the upper half of lane i: one permutation instead of a widening and a shift.
 NF_INLINE F32 widen(__m256i h, bf16) {
-  const __m512i place = _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0, 6, 0, 5, 0, 4, 0, 3, 0, 2, 0, 1, 0, 0, 0);
+  const __m512i place = _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0, 6, 0, 5, 0, 4, 0,
+                                         3, 0, 2, 0, 1, 0, 0, 0);
   return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, place, _mm512_castsi256_si512(h)));
 }
 // The upper halves of the sixteen 32-bit lanes, in the lower half of the register.
 NF_INLINE __m256i upper_halves(__m512i v) {
-  const __m512i odd = _mm512_set_epi16(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+  const __m512i odd = _mm512_set_epi16(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1, 31, 29, 27, 25, 23,
+                                       21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
   return _mm512_castsi512_si256(_mm512_permutexvar_epi16(odd, v));
 }
 NF_INLINE F32 widen(__m256i h, f16) { return _mm512_cvtph_ps(h); }
@@ -271,15 +305,20 @@ NF_INLINE __m256i narrow(F32 v, bf16) {
   const __m512i u = _mm512_castps_si512(v);
   // Half a unit of the last place that stays, less one where that place is even: ties go to even.
   const __mmask16 odd = _mm512_test_epi32_mask(u, _mm512_set1_epi32(0x10000));
-  const __m512i near = _mm512_mask_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd, u, _mm512_set1_epi32(0x8000));
+  const __m512i near =
+      _mm512_mask_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd, u, _mm512_set1_epi32(0x8000));
   const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
   return upper_halves(_mm512_mask_or_epi32(near, nan, u, _mm512_set1_epi32(0x400000)));
 }
 NF_INLINE __m256i load16_n(const void* p, int k) { return _mm256_maskz_loadu_epi16(__mmask16((1u << k) - 1u), p); }
 NF_INLINE void store16_n(void* p, __m256i h, int k) { _mm256_mask_storeu_epi16(p, __mmask16((1u << k) - 1u), h); }
-NF_INLINE F32 keep_n(F32 v, int k, float fill) { return _mm512_mask_mov_ps(_mm512_set1_ps(fill), __mmask16((1u << k) - 1u), v); }
+NF_INLINE F32 keep_n(F32 v, int k, float fill) {
+  return _mm512_mask_mov_ps(_mm512_set1_ps(fill), __mmask16((1u << k) - 1u), v);
+}
 #else
-NF_INLINE __m256 widen8(__m128i h, bf16) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)); }
+NF_INLINE __m256 widen8(__m128i h, bf16) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
 NF_INLINE __m256 widen8(__m128i h, f16) { return _mm256_cvtph_ps(h); }
 template <class T> NF_INLINE F32 widen(__m256i h, T t) {
   return {widen8(_mm256_castsi256_si128(h), t), widen8(_mm256_extracti128_si256(h, 1), t)};
