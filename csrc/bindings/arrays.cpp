@@ -7,8 +7,6 @@
 #include <cstring>
 #include <new>
 
-#include "../cpu/memory.h"
-
 namespace nf {
 
 void fail(PyObject* type, const char* format, ...) {
@@ -38,8 +36,7 @@ static bool is_bfloat16(const PyArray_Descr* d) {
   return std::strcmp(name != nullptr ? name + 1 : d->typeobj->tp_name, "bfloat16") == 0;
 }
 
-// Is this one of the four floating types? (`native` aside)
-static bool float_type(const PyArray_Descr* d, DType* out) {
+bool float_type(const PyArray_Descr* d, DType* out) {
   switch (d->type_num) {
     case NPY_DOUBLE: *out = DType::f64; return true;
     case NPY_FLOAT: *out = DType::f32; return true;
@@ -51,12 +48,9 @@ static bool float_type(const PyArray_Descr* d, DType* out) {
   }
 }
 
-static bool is_plain(PyArrayObject* a) { return PyArray_ISALIGNED(a) && PyArray_ISNOTSWAPPED(a); }
-
 // ---- x -------------------------------------------------------------------------------------------------------------
 
-// Is the array contiguous when its axes are taken in some order? Fills the order, slowest axis first.
-static bool find_order(PyArrayObject* a, Order* order) {
+bool find_order(PyArrayObject* a, Order* order) {
   const int nd = PyArray_NDIM(a);
   order->nd = nd;
   order->identity = true;
@@ -148,12 +142,11 @@ void make_c_order(Source& x) {
   find_order(x.array.array(), &x.order);
 }
 
-static bool same_dims(PyArrayObject* a, int nd, const npy_intp* dims) {
+bool same_dims(PyArrayObject* a, int nd, const npy_intp* dims) {
   return PyArray_NDIM(a) == nd && PyArray_CompareLists(PyArray_DIMS(a), dims, nd);
 }
 
-// Same place for every cell: strides are equal wherever an axis is longer than one.
-static bool same_strides(PyArrayObject* a, PyArrayObject* b) {
+bool same_strides(PyArrayObject* a, PyArrayObject* b) {
   for (int i = 0; i < PyArray_NDIM(a); ++i)
     if (PyArray_DIM(a, i) > 1 && PyArray_STRIDE(a, i) != PyArray_STRIDE(b, i)) return false;
   return true;
@@ -261,7 +254,7 @@ Axes take_axes(const char* fn, PyObject* obj, int nd) {
 
 // ---- parameters and statistics --------------------------------------------------------------------------------------
 
-static Ref permuted(Ref a, const int* permutation) {
+Ref permuted(Ref a, const int* permutation) {
   if (permutation == nullptr) return a;
   npy_intp axes[NPY_MAXDIMS];
   const int nd = PyArray_NDIM(a.array());
@@ -345,189 +338,6 @@ int take_needs(const char* fn, PyObject* obj, bool has_weight, bool has_bias_gra
 
 void refuse_out(const char* fn) {
   fail(PyExc_ValueError, "%s: out must be None when needs does not hold \"x\", since it receives dx, got an array", fn);
-}
-
-// ---- results -------------------------------------------------------------------------------------------------------
-
-static void return_block(PyObject* capsule) { pool_free(PyCapsule_GetPointer(capsule, "normfast.block")); }
-
-// Large arrays get their memory from the pool, and give it back when the array dies.
-static Ref array_in_pool(PyArray_Descr* descr, int nd, const npy_intp* dims, const npy_intp* strides, size_t bytes,
-                         const void* like) {
-  void* block = pool_alloc(bytes, like);
-  if (block == nullptr) out_of_memory();
-  Ref capsule(PyCapsule_New(block, "normfast.block", return_block));
-  if (!capsule) {
-    pool_free(block);
-    throw Failure{};
-  }
-  Py_INCREF(descr);
-  Ref a =
-      Ref::checked(PyArray_NewFromDescr(&PyArray_Type, descr, nd, dims, strides, block, NPY_ARRAY_WRITEABLE, nullptr));
-  if (PyArray_SetBaseObject(a.array(), capsule.release()) < 0) throw Failure{};
-  return a;
-}
-
-Ref new_array(PyArray_Descr* descr, int nd, const npy_intp* dims, size_t bytes, const void* like) {
-  if (bytes >= pool_threshold) return array_in_pool(descr, nd, dims, nullptr, bytes, like);
-  Py_INCREF(descr);
-  return Ref::checked(PyArray_NewFromDescr(&PyArray_Type, descr, nd, dims, nullptr, nullptr, 0, nullptr));
-}
-
-// A new array of x's shape and memory order.
-static Ref new_like(const Source& x) {
-  PyArrayObject* a = x.array.array();
-  if (x.order.identity) return new_array(PyArray_DESCR(a), x.nd(), x.dims(), x.bytes(), x.data());
-  if (x.bytes() >= pool_threshold)
-    return array_in_pool(PyArray_DESCR(a), x.nd(), x.dims(), PyArray_STRIDES(a), x.bytes(), x.data());
-  PyArray_Descr* descr = PyArray_DESCR(a);
-  Py_INCREF(descr);
-  return Ref::checked(PyArray_NewLikeArray(a, NPY_KEEPORDER, descr, 0));
-}
-
-struct Span {
-  const char *begin, *end;
-};
-static Span bounds(PyArrayObject* a) {
-  const char *lo = static_cast<const char*>(PyArray_DATA(a)), *hi = lo;
-  if (PyArray_SIZE(a) == 0) return {lo, lo};
-  for (int i = 0; i < PyArray_NDIM(a); ++i) {
-    const npy_intp reach = (PyArray_DIM(a, i) - 1) * PyArray_STRIDE(a, i);
-    if (reach < 0) lo += reach;
-    else hi += reach;
-  }
-  return {lo, hi + PyArray_ITEMSIZE(a)};
-}
-
-bool arrays_overlap(PyArrayObject* a, PyArrayObject* b) {
-  const Span s = bounds(a), t = bounds(b);
-  if (s.begin >= t.end || t.begin >= s.end) return false;
-  Ref numpy = Ref::checked(PyImport_ImportModule("numpy"));
-  Ref shares(PyObject_CallMethod(numpy.get(), "shares_memory", "OOi", a, b, 100000));
-  if (!shares) {  // too hard to tell: take the cautious answer
-    PyErr_Clear();
-    return true;
-  }
-  return shares.get() == Py_True;
-}
-
-static bool overlaps_itself(PyArrayObject* a) {
-  // Ordered by stride, every axis must step over all that the smaller ones reach.
-  if (PyArray_SIZE(a) == 0) return false;
-  Order order;
-  find_order(a, &order);
-  npy_intp reach = PyArray_ITEMSIZE(a);
-  for (int i = order.nd - 1; i >= 0; --i) {
-    const npy_intp n = PyArray_DIM(a, order.axis[i]), stride = std::llabs(PyArray_STRIDE(a, order.axis[i]));
-    if (n <= 1) continue;
-    if (stride < reach) return true;
-    reach += (n - 1) * stride;
-  }
-  return false;
-}
-
-Result::Result(const char* fn, PyObject* out, const Source& x, const Input* inputs, int count) {
-  PyArrayObject* work = x.array.array();
-  if (out == Py_None) {
-    target_ = new_like(x);
-    // A strided x was copied in the order of its strides; its result is in C order.
-    if (x.copied && !x.order.identity) result_ = new_array(PyArray_DESCR(work), x.nd(), x.dims(), x.bytes(), x.data());
-    return;
-  }
-  if (!PyArray_Check(out))
-    fail(PyExc_TypeError, "%s: out must be a NumPy array, got %.100s", fn, Py_TYPE(out)->tp_name);
-  PyArrayObject* a = reinterpret_cast<PyArrayObject*>(out);
-  if (!PyArray_EquivTypes(PyArray_DESCR(a), PyArray_DESCR(work)))
-    fail(PyExc_TypeError, "%s: out must have dtype %S, that of the result, got %S", fn, PyArray_DESCR(work),
-         PyArray_DESCR(a));
-  if (!same_dims(a, x.nd(), x.dims()))
-    fail(PyExc_ValueError, "%s: out must have shape %R, that of x, got %R", fn, shape_of(x.nd(), x.dims()).get(),
-         shape_of(PyArray_NDIM(a), PyArray_DIMS(a)).get());
-  if (!PyArray_ISWRITEABLE(a)) fail(PyExc_ValueError, "%s: out must be writable, got a read-only array", fn);
-  if (overlaps_itself(a))
-    fail(PyExc_ValueError, "%s: out must not overlap itself: some of its elements share memory", fn);
-  for (int i = 0; i < count; ++i) {
-    if (inputs[i].array == nullptr || !PyArray_Check(inputs[i].array)) continue;
-    PyArrayObject* b = reinterpret_cast<PyArrayObject*>(inputs[i].array);
-    if (inputs[i].same && PyArray_DATA(a) == PyArray_DATA(b) && same_dims(b, PyArray_NDIM(a), PyArray_DIMS(a)) &&
-        same_strides(a, b) && PyArray_EquivTypes(PyArray_DESCR(a), PyArray_DESCR(b)))
-      continue;
-    if (arrays_overlap(a, b))
-      fail(PyExc_ValueError,
-           inputs[i].same ? "%s: out must be %s itself or not overlap it, got an array that shares part of its memory"
-                          : "%s: out must not overlap %s, got an array that shares memory with it",
-           fn, inputs[i].name);
-  }
-  if (is_plain(a) && same_strides(a, work)) {
-    target_ = Ref::borrow(out);
-  } else {
-    target_ = new_like(x);
-    result_ = Ref::borrow(out);
-  }
-}
-
-Ref Result::finish() {
-  if (!result_) return std::move(target_);
-  if (PyArray_CopyInto(result_.array(), target_.array()) < 0) throw Failure{};
-  return std::move(result_);
-}
-
-static Ref unpermuted(Ref a, const int* permutation) {
-  if (permutation == nullptr) return a;
-  int inverse[NPY_MAXDIMS];
-  for (int i = 0; i < PyArray_NDIM(a.array()); ++i) inverse[permutation[i]] = i;
-  return permuted(std::move(a), inverse);
-}
-
-static Ref empty_permuted(int type_num, int nd, const npy_intp* dims, const int* permutation) {
-  npy_intp order[NPY_MAXDIMS];
-  for (int i = 0; i < nd; ++i) order[i] = dims[permutation != nullptr ? permutation[i] : i];
-  return Ref::checked(PyArray_SimpleNew(nd, order, type_num));
-}
-
-Ref new_stat(DType x, int nd, const npy_intp* dims, const int* permutation) {
-  const int type = x == DType::f64 || x == DType::f32 ? NPY_DOUBLE : NPY_FLOAT;
-  return unpermuted(empty_permuted(type, nd, dims, permutation), permutation);
-}
-
-void fill_stat(const Ref& stat, const double* values) {
-  PyArrayObject* a = stat.array();
-  for (npy_intp i = 0; i < PyArray_SIZE(a); ++i) {
-    if (PyArray_TYPE(a) == NPY_DOUBLE) static_cast<double*>(PyArray_DATA(a))[i] = values[i];
-    else static_cast<float*>(PyArray_DATA(a))[i] = static_cast<float>(values[i]);
-  }
-}
-
-template <class T> static void round_to(void* out, const double* values, npy_intp n) {
-  T* p = static_cast<T*>(out);
-  for (npy_intp i = 0; i < n; ++i) p[i] = Cast<T>::from(values[i]);
-}
-
-Ref new_gradient(const double* values, PyArray_Descr* given, int nd, const npy_intp* dims, const int* permutation) {
-  DType dtype = DType::f64;
-  float_type(given, &dtype);
-  PyArray_Descr* descr = PyArray_DescrNewByteorder(given, NPY_NATIVE);
-  if (descr == nullptr) throw Failure{};
-  npy_intp order[NPY_MAXDIMS];
-  for (int i = 0; i < nd; ++i) order[i] = dims[permutation != nullptr ? permutation[i] : i];
-  Ref a = Ref::checked(PyArray_NewFromDescr(&PyArray_Type, descr, nd, order, nullptr, nullptr, 0, nullptr));
-  const npy_intp n = PyArray_SIZE(a.array());
-  void* out = PyArray_DATA(a.array());
-  switch (dtype) {
-    case DType::f64: round_to<double>(out, values, n); break;
-    case DType::f32: round_to<float>(out, values, n); break;
-    case DType::f16: round_to<f16>(out, values, n); break;
-    case DType::bf16: round_to<bf16>(out, values, n); break;
-  }
-  if (permutation == nullptr) return a;
-  return Ref::checked(PyArray_NewCopy(unpermuted(std::move(a), permutation).array(), NPY_CORDER));
-}
-
-PyObject* build_results(Ref* items, int count) {
-  Ref t = Ref::checked(PyTuple_New(count));
-  for (int i = 0; i < count; ++i)
-    PyTuple_SET_ITEM(t.get(), i, items[i] ? items[i].release() : Ref::borrow(Py_None).release());
-  return t.release();
 }
 
 }  // namespace nf

@@ -80,6 +80,22 @@ struct Source {
   size_t bytes() const { return size_t(PyArray_NBYTES(array.array())); }
 };
 
+// ---- about an array ----
+
+// Is this one of the four floating types, in either byte order?
+bool float_type(const PyArray_Descr* d, DType* out);
+// Native byte order and aligned.
+inline bool is_plain(PyArrayObject* a) { return PyArray_ISALIGNED(a) && PyArray_ISNOTSWAPPED(a); }
+// Is it contiguous when its axes are taken in some order? Fills the order, slowest axis first.
+bool find_order(PyArrayObject* a, Order* order);
+bool same_dims(PyArrayObject* a, int nd, const npy_intp* dims);
+// The same place for every cell: strides are equal wherever an axis is longer than one.
+bool same_strides(PyArrayObject* a, PyArrayObject* b);
+// The array with its axes permuted; as it is where `permutation` is null.
+Ref permuted(Ref a, const int* permutation);
+
+// ---- arguments ----
+
 // Anything np.asarray takes, as an array; arrays on a CUDA device are refused.
 Ref as_array(const char* fn, const char* name, PyObject* obj);
 [[noreturn]] void refuse_out(const char* fn);

@@ -50,7 +50,7 @@ template <class T> bool affine_map(const AffineMap& a) {
   f.tile = width, f.repeats = repeats;
   f.center = true;
   f.extreme = any_extreme<C>(a.mean, a.rstd, g.channels, false);
-  f.streaming = use_streaming(size_t(2 * bytes), get_threads()) && streamable(f.y);
+  f.streaming = use_streaming(size_t(2 * bytes)) && streamable(f.y);
   e.planes = planes;
   if (!planes || f.extreme) build_tables(f);
   e.tile = width, e.tiles = 1;

@@ -370,7 +370,7 @@ template <class T> bool forward(const ColumnsForward& a) {
   const int64_t bytes = g.batch * g.outer * g.channels * g.span * int64_t(sizeof(T));
   if (bytes <= small_work) f.threads = 1;
   f.is_planes = is_planes(g) && a.center;
-  f.streaming = use_streaming(size_t(2 * bytes), f.threads) && streamable(static_cast<const T*>(a.y));
+  f.streaming = use_streaming(size_t(2 * bytes)) && streamable(static_cast<const T*>(a.y));
   f.chunks = chunk_count<C>(g.outer);
   int64_t units, lanes_bytes = 0;
   bool by_unit;

@@ -222,8 +222,6 @@ const CacheSizes& cache_sizes() {
   return sizes;
 }
 
-bool use_streaming(size_t bytes, int threads) {
-  return bytes >= (threads == 1 ? cache_sizes().last / 2 : cache_sizes().last / 4 * 5);
-}
+bool use_streaming(size_t bytes) { return bytes >= cache_sizes().last / 2; }
 
 }  // namespace nf

@@ -29,9 +29,10 @@ struct CacheSizes {
 };
 const CacheSizes& cache_sizes();
 
-// Should `bytes` of input and output together bypass the cache when written? Cached stores scale with the threads,
-// streaming stores do not.
-bool use_streaming(size_t bytes, int threads);
+// Should `bytes` of input and output together bypass the cache when written? From half the last-level cache on: in a
+// loop over one array that still fits, cached stores would win, but between other work they first fetch what they
+// overwrite, and lose twice as much.
+bool use_streaming(size_t bytes);
 
 // Scratch that frees itself.
 template <class T> struct Work {

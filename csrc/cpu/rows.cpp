@@ -238,7 +238,7 @@ template <class T> bool forward(const RowsForward& a) {
   f.per_cell = f.g.span == 1 && f.g.channels > 1;
   const int64_t row_bytes = f.n * int64_t(sizeof(T));
   const int threads = get_threads();
-  f.streaming = use_streaming(size_t(2 * g.count * row_bytes), threads) && streamable(static_cast<const T*>(a.y));
+  f.streaming = use_streaming(size_t(2 * g.count * row_bytes)) && streamable(static_cast<const T*>(a.y));
   f.ahead = fetch_ahead(row_bytes, g.count * row_bytes);
   if (threads > 1 && f.n >= 4 * chunk_cells<C> && g.count < 4 * threads)
     return a.center ? forward_split<T, true>(f, threads) : forward_split<T, false>(f, threads);

@@ -12,191 +12,11 @@
 //
 // dweight and dbias: four rows are added in a chain, four chains to a group of sixteen rows, groups in double within a
 // block of rows, blocks in order. Which rows form a block depends on the shape alone.
-#include "kernels.h"
-#include "maps.h"
-#include "sums.h"
-#include "tables.h"
+#include "row_steps.h"
 #include "threads.h"
 
 namespace nf {
 namespace {
-
-constexpr int group_rows = 16;
-
-template <class T> struct Backward {
-  using C = typename TypeOf<T>::compute;
-  const RowsBackward& a;
-  Rows g;           // after expansion of short spans
-  const C* w;       // likewise
-  int64_t n;        // cells of a row
-  double per_cell;  // 1 / n: a division per row would be felt where rows are short
-  bool wants_params, extreme, streaming, ahead;
-  // Rows of one phase (r % period) share their parameters; they are cut into blocks, blocks into groups.
-  int64_t phase_rows = 0, block_rows = 0, blocks = 0;
-  int at_once = group_rows;      // rows between the two steps: fewer where sixteen would leave the cache
-  double* block_sums = nullptr;  // [period][blocks][2][n]
-  C* chain_sums = nullptr;       // [slot][2][n], when at_once < group_rows
-  T* saved = nullptr;            // [slot][group_rows][n], when extreme
-  double* run_sums = nullptr;    // [count][channels][2], run form
-  int threads = 1;
-};
-
-NF_INLINE double mean_of(const RowsBackward& a, int64_t r) { return a.mean != nullptr ? a.mean[r] : 0.0; }
-
-// ---- every cell its own weight ---------------------------------------------------------------------------------------
-
-template <class C> struct RowCoefficients {
-  Hat<C> h;
-  Slope<C> k;
-};
-
-// One group: rows first, first + step, ... (`rows` of them), all of one phase.
-template <class T> struct Group {
-  using C = typename TypeOf<T>::compute;
-  const T *dy[group_rows], *x[group_rows];
-  T* dx[group_rows];
-  int64_t index[group_rows];
-  RowCoefficients<C> k[group_rows];
-  int rows;
-  const C* w;
-  double *dweight, *dbias;  // the block's sums
-  C *chain_w, *chain_b;     // sums of the chains so far, when the group is done in parts
-};
-
-// A row that float cannot hold: dx in double into `out`, its share of dweight straight into the block's sums.
-template <class T> __attribute__((noinline)) void extreme_row(const Backward<T>& f, const Group<T>& u, int i, T* out) {
-  const int64_t r = u.index[i];
-  const T *dy = u.dy[i], *x = u.x[i];
-  const double mean = mean_of(f.a, r), rstd = f.a.rstd[r];
-  double s1 = 0, s2 = 0;
-  for (int64_t c = 0; c < f.n; ++c) {
-    const double d = Cast<T>::get(dy[c]), xhat = (double(Cast<T>::get(x[c])) - mean) * rstd;
-    const double g = u.w != nullptr ? d * double(u.w[c]) : d;
-    s1 += g, s2 = fma1(g, xhat, s2);
-    if (u.dweight != nullptr) u.dweight[c] = fma1(d, xhat, u.dweight[c]);
-  }
-  if (out == nullptr) return;
-  const double c1 = f.a.center ? s1 / double(f.n) : 0.0, c2 = s2 / double(f.n);
-  for (int64_t c = 0; c < f.n; ++c) {
-    const double d = Cast<T>::get(dy[c]), xhat = (double(Cast<T>::get(x[c])) - mean) * rstd;
-    const double g = u.w != nullptr ? d * double(u.w[c]) : d;
-    out[c] = Cast<T>::from(rstd * (g - c1 - xhat * c2));
-  }
-}
-
-// Step one: the two sums of row i, and its coefficients.
-template <class T, bool Center>
-__attribute__((noinline)) void row_sums(const Backward<T>& f, Group<T>& u, int i, T* saved) {
-  using C = typename TypeOf<T>::compute;
-  const int64_t r = u.index[i];
-  const double mean = mean_of(f.a, r), rstd = f.a.rstd[r];
-  if (f.extreme && sizeof(C) == 4 && !fits_single_backward(mean, rstd)) {
-    extreme_row(f, u, i, f.a.dx != nullptr ? saved + i * f.n : nullptr);
-    u.k[i] = {};  // contributes nothing in the second step
-    return;
-  }
-  Hat<C> h = hat<C>(mean, 0, 0, rstd);
-  if (Center && f.n == 1) h.rs = h.t = 0;  // the output does not depend on x: exactly no gradient
-  u.k[i].h = h, u.k[i].k = {};
-  if (f.a.dx == nullptr) return;
-  const Sums s = u.w != nullptr ? run_sums<C>(WeightedSlopes<C, T, true, Center>{u.dy[i], u.x[i], u.w, h}, f.n)
-                                : run_sums<C>(WeightedSlopes<C, T, false, Center>{u.dy[i], u.x[i], u.w, h}, f.n);
-  u.k[i].k = slope<C>(rstd, Center ? s.s * f.per_cell : 0.0, s.q * f.per_cell);
-}
-
-// Step two for the cells [c, c + width*L) of rows [i0, i1) (or the last `k` cells). i0 is a multiple of four.
-template <class T, int width, bool Center, bool Stream, bool Dx, bool Partial>
-NF_INLINE void columns_step(const Backward<T>& f, const Group<T>& u, int i0, int i1, int64_t c, int k) {
-  using C = typename TypeOf<T>::compute;
-  using V = Vec<C>;
-  constexpr int64_t L = Lanes<C>::n;
-  V w[width], sum_w[width], sum_b[width];
-  const bool in_parts = u.chain_w != nullptr;
-#pragma GCC unroll 4
-  for (int j = 0; j < width; ++j) {
-    if (u.w == nullptr) w[j] = splat<C>(1);
-    else if constexpr (Partial) w[j] = Cells<C, C>::load_n(u.w + c, k, C(0));
-    else w[j] = Cells<C, C>::load(u.w + c + j * L);
-    sum_w[j] = sum_b[j] = splat<C>(0);
-    if (in_parts && i0 > 0) {  // the workspace is padded to whole vectors
-      sum_w[j] = Cells<C, C>::load(u.chain_w + c + j * L);
-      sum_b[j] = Cells<C, C>::load(u.chain_b + c + j * L);
-    }
-  }
-  for (int i = i0; i < i1;) {
-    const int chain_end = i + 4 < i1 ? i + 4 : i1;
-    V chain_w[width], chain_b[width];
-#pragma GCC unroll 4
-    for (int j = 0; j < width; ++j) chain_w[j] = chain_b[j] = splat<C>(0);
-    for (; i < chain_end; ++i) {
-      const RowCoefficients<C>& q = u.k[i];
-      const V hi = splat<C>(q.h.hi), rs = splat<C>(q.h.rs), t = splat<C>(q.h.t), a = splat<C>(q.k.a),
-              b = splat<C>(q.k.b);
-#pragma GCC unroll 4
-      for (int j = 0; j < width; ++j) {
-        V d, x;
-        if constexpr (Partial) {
-          d = Cells<C, T>::load_n(u.dy[i] + c, k, C(0));
-          x = Cells<C, T>::load_n(u.x[i] + c, k, q.h.hi);
-        } else {
-          d = Cells<C, T>::load(u.dy[i] + c + j * L);
-          x = Cells<C, T>::load(u.x[i] + c + j * L);
-        }
-        if constexpr (Center) x = fma(x - hi, rs, t);
-        else x = x * rs;
-        if constexpr (Dx) {
-          const V dx = fma(d * w[j], rs, fma(x, a, b));
-          if constexpr (Partial) Cells<C, T>::store_n(u.dx[i] + c, dx, k);
-          else put<Stream, C>(u.dx[i] + c + j * L, dx);
-        }
-        chain_w[j] = fma(d, x, chain_w[j]);
-        chain_b[j] = chain_b[j] + d;
-      }
-    }
-#pragma GCC unroll 4
-    for (int j = 0; j < width; ++j) sum_w[j] = sum_w[j] + chain_w[j], sum_b[j] = sum_b[j] + chain_b[j];
-  }
-  if (in_parts && i1 < u.rows) {
-#pragma GCC unroll 4
-    for (int j = 0; j < width; ++j) {
-      Cells<C, C>::store(u.chain_w + c + j * L, sum_w[j]);
-      Cells<C, C>::store(u.chain_b + c + j * L, sum_b[j]);
-    }
-    return;
-  }
-#pragma GCC unroll 4
-  for (int j = 0; j < width; ++j) {
-    add_wide(u.dweight + c + j * L, sum_w[j]);
-    add_wide(u.dbias + c + j * L, sum_b[j]);
-  }
-  (void)f;
-}
-
-// Registers decide how many vectors go down the rows together; the bits do not depend on it.
-#if defined(__AVX512F__)
-constexpr int step_width = 4;
-#else
-constexpr int step_width = 1;
-#endif
-
-template <class T, bool Center, bool Stream, bool Dx>
-NF_INLINE void columns_steps(const Backward<T>& f, const Group<T>& u, int i0, int i1, int64_t begin, int64_t end) {
-  constexpr int64_t L = Lanes<typename TypeOf<T>::compute>::n;
-  int64_t c = begin;
-  for (; c + step_width * L <= end; c += step_width * L)
-    columns_step<T, step_width, Center, Stream, Dx, false>(f, u, i0, i1, c, 0);
-  for (; c + L <= end; c += L) columns_step<T, 1, Center, Stream, Dx, false>(f, u, i0, i1, c, 0);
-  if (c < end) columns_step<T, 1, Center, false, Dx, true>(f, u, i0, i1, c, int(end - c));
-  stream_fence(Stream);
-}
-
-template <class T, bool Center>
-__attribute__((noinline)) void columns_range(const Backward<T>& f, const Group<T>& u, int i0, int i1, int64_t begin,
-                                             int64_t end) {
-  if (f.a.dx == nullptr) columns_steps<T, Center, false, false>(f, u, i0, i1, begin, end);
-  else if (f.streaming) columns_steps<T, Center, true, true>(f, u, i0, i1, begin, end);
-  else columns_steps<T, Center, false, true>(f, u, i0, i1, begin, end);
-}
 
 template <class T> NF_INLINE int64_t padded(int64_t n) {
   constexpr int64_t L = Lanes<typename TypeOf<T>::compute>::n;
@@ -457,8 +277,8 @@ template <class T> bool backward(const RowsBackward& a) {
   if (sizeof(C) == 4)
     for (int64_t r = 0; r < a.g.count && !f.extreme; ++r) f.extreme = !fits_single_backward(mean_of(a, r), a.rstd[r]);
   const int64_t row_bytes = f.n * int64_t(sizeof(T));
-  f.streaming = a.dx != nullptr && use_streaming(size_t(3 * a.g.count * row_bytes), f.threads) &&
-                streamable(static_cast<const T*>(a.dx));
+  f.streaming =
+      a.dx != nullptr && use_streaming(size_t(3 * a.g.count * row_bytes)) && streamable(static_cast<const T*>(a.dx));
   f.ahead = fetch_ahead(2 * row_bytes, 2 * a.g.count * row_bytes);
   if (a.center && (a.g.channels == 1 || a.g.span >= 16)) return backward_runs(f);
   const bool expand = a.g.span > 1 && f.w != nullptr;

@@ -1,0 +1,103 @@
+"""``python -m benchmarks.readme board.json``: writes a short table of a board into README.md, between its markers."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+from .report import duration
+from .results import Board, Cell, geometric_mean
+
+README = Path(__file__).parent.parent / "README.md"
+MARKERS = ("<!-- board:begin -->", "<!-- board:end -->")
+
+# A cell or two of each operation: what people run, small and large, good and bad.
+SHOWN = (
+    ("layer_norm", "8x768", "float32"),
+    ("layer_norm", "128x768", "float32"),
+    ("layer_norm", "4096x768", "float32"),
+    ("layer_norm", "65536x1024", "float32"),
+    ("layer_norm", "4096x4096", "bfloat16"),
+    ("layer_norm_backward", "4096x768", "float32"),
+    ("layer_norm_backward", "400000x16", "float32"),
+    ("rms_norm", "4096x4096", "float32"),
+    ("rms_norm_backward", "4096x4096", "float32"),
+    ("batch_norm", "32x64x112x112", "float32"),
+    ("batch_norm", "32x2048x7x7", "float32"),
+    ("batch_norm", "32x56x56x256 channels-last", "float32"),
+    ("batch_norm_backward", "32x64x112x112", "float32"),
+    ("batch_norm_backward", "32x56x56x256 channels-last", "float32"),
+    ("group_norm", "2x320x64x64", "float32"),
+    ("group_norm_backward", "32x256x28x28", "float32"),
+    ("instance_norm", "4x128x256x256", "float32"),
+    ("instance_norm_backward", "32x64x112x112", "float32"),
+)
+# (heading, way of measuring, threads, peer)
+RATIOS = (
+    ("PyTorch", "recycled", 1, "torch"),
+    ("PyTorch as installed", "installed", 1, "torch"),
+    ("Numba", "recycled", 1, "numba"),
+    ("PyTorch, 2 threads", "recycled", 2, "torch"),
+)
+
+
+def _key(cell: Cell) -> tuple[str, str, str]:
+    shape = "x".join(map(str, cell.case.shape))
+    return cell.case.op, f"{shape} {cell.case.layout}".strip(), cell.case.dtype
+
+
+def _ratio(cell: Cell | None, peer: str) -> str:
+    if cell is None or peer not in cell.ratios:
+        return "-"
+    value = cell.ratios[peer]
+    return f"{value:.2f}" if value < 10 else f"{value:.0f}"
+
+
+def block(board: Board) -> str:
+    cells = {(cell.mode, cell.threads, *_key(cell)): cell for cell in board.cells}
+    lines = [
+        "| op | shape | dtype | time | GB/s | " + " | ".join(heading for heading, *_ in RATIOS) + " |",
+        "|---|---|---|---:|---:|" + "---:|" * len(RATIOS),
+    ]
+    for key in SHOWN:
+        one = cells.get(("recycled", 1, *key))
+        if one is not None:
+            ratios = [_ratio(cells.get((mode, threads, *key)), peer) for _, mode, threads, peer in RATIOS]
+            first = [
+                key[0],
+                key[1].replace(" channels-last", " (NHWC)"),
+                key[2],
+                duration(one.seconds),
+                f"{one.gbs:.0f}",
+            ]
+            lines.append("| " + " | ".join(first + ratios) + " |")
+    means = []
+    for heading, mode, threads, peer in RATIOS:
+        values = [c.ratios[peer] for c in board.cells if (c.mode, c.threads) == (mode, threads) and peer in c.ratios]
+        if values:
+            below = sum(value < 1 for value in values)
+            means.append(f"{heading} {geometric_mean(values):.2f} over {len(values)} cells, {below} of them below 1")
+    notes = (
+        "Time of one normfast call on one thread; GB/s counts every input read once and every output written once. "
+        "The other columns are the time of a peer over that of normfast with as many threads, in the same rounds: "
+        "above 1, normfast is faster. PyTorch with recycled memory for its outputs, and as installed; Numba is the "
+        f"plain parallel loop that one would write.\nGeometric means over the whole board: {'; '.join(means)}.\n\n"
+        f"{board.machine_line()}. {board.versions_line()}. `{board.content['command']}`"
+    )
+    return "\n".join(lines) + "\n\n" + notes
+
+
+def main(path: str) -> None:
+    board = Board(json.loads(Path(path).read_text()))
+    begin, end = MARKERS
+    text = README.read_text()
+    fresh, count = re.subn(f"{begin}.*?{end}", lambda _: f"{begin}\n{block(board)}\n{end}", text, flags=re.DOTALL)
+    if count != 1:
+        sys.exit(f"{README} must hold {begin} ... {end} once")
+    README.write_text(fresh)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
