@@ -1,4 +1,4 @@
-"""``python -m benchmarks.readme board.json``: writes a short table of a board into README.md, between its markers."""
+"""``python -m benchmarks.readme board.json ...``: a short table of boards, into README.md between its markers."""
 
 from __future__ import annotations
 
@@ -55,8 +55,9 @@ def _ratio(cell: Cell | None, peer: str) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.0f}"
 
 
-def block(board: Board) -> str:
-    cells = {(cell.mode, cell.threads, *_key(cell)): cell for cell in board.cells}
+def block(boards: list[Board]) -> str:
+    every = [cell for board in boards for cell in board.cells]
+    cells = {(cell.mode, cell.threads, *_key(cell)): cell for cell in every}
     lines = [
         "| op | shape | dtype | time | GB/s | " + " | ".join(heading for heading, *_ in RATIOS) + " |",
         "|---|---|---|---:|---:|" + "---:|" * len(RATIOS),
@@ -75,7 +76,7 @@ def block(board: Board) -> str:
             lines.append("| " + " | ".join(first + ratios) + " |")
     means = []
     for heading, mode, threads, peer in RATIOS:
-        values = [c.ratios[peer] for c in board.cells if (c.mode, c.threads) == (mode, threads) and peer in c.ratios]
+        values = [c.ratios[peer] for c in every if (c.mode, c.threads) == (mode, threads) and peer in c.ratios]
         if values:
             below = sum(value < 1 for value in values)
             means.append(f"{heading} {geometric_mean(values):.2f} over {len(values)} cells, {below} of them below 1")
@@ -84,16 +85,16 @@ def block(board: Board) -> str:
         "The other columns are the time of a peer over that of normfast with as many threads, in the same rounds: "
         "above 1, normfast is faster. PyTorch with recycled memory for its outputs, and as installed; Numba is the "
         f"plain parallel loop that one would write.\nGeometric means over the whole board: {'; '.join(means)}.\n\n"
-        f"{board.machine_line()}. {board.versions_line()}. `{board.content['command']}`"
     )
-    return "\n".join(lines) + "\n\n" + notes
+    sources = [f"{b.machine_line()}. {b.versions_line()}. `{b.content['command']}`" for b in boards]
+    return "\n".join(lines) + "\n\n" + notes + "\n".join(sources)
 
 
-def main(path: str) -> None:
-    board = Board(json.loads(Path(path).read_text()))
+def main(*paths: str) -> None:
+    boards = [Board(json.loads(Path(path).read_text())) for path in paths]
     begin, end = MARKERS
     text = README.read_text()
-    fresh, count = re.subn(f"{begin}.*?{end}", lambda _: f"{begin}\n{block(board)}\n{end}", text, flags=re.DOTALL)
+    fresh, count = re.subn(f"{begin}.*?{end}", lambda _: f"{begin}\n{block(boards)}\n{end}", text, flags=re.DOTALL)
     if count != 1:
         sys.exit(f"{README} must hold {begin} ... {end} once")
     README.write_text(fresh)

@@ -13,7 +13,7 @@ namespace nf {
 namespace {
 
 // Below this many bytes of x a call stays on its thread: waking another costs more than it saves.
-constexpr int64_t small_work = 192 << 10;
+constexpr int64_t small_work = 512 << 10;
 
 // out[j] += v[j] for the lanes of v, in double.
 NF_INLINE void add_wide(double* out, F32 v) {
