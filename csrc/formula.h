@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #if defined(__CUDACC__)
 #define NF_HD static inline __host__ __device__
@@ -93,6 +94,21 @@ NF_HD Affine<C> affine(double mean, double mean_lo, double var, double rstd, dou
   const double lo = (mean - static_cast<double>(hi)) + mean_lo;
   const double s = usable(rstd) * weight;
   return {hi, static_cast<C>(s), static_cast<C>(bias - lo * s)};
+}
+
+// The shift for sums of dy*(x - shift): the mean to within a thousandth of the spread, on a grid of that step. A mean
+// taken to the last bit has bits below those of x; subtracting it would round every cell the same way, and a dy of one
+// sign would add that up. What the shift leaves of the mean is taken off in double.
+template <class C> NF_HD C slope_shift(double mean, double rstd) {
+  const double spread = 1 / rstd;
+  uint64_t u;
+  std::memcpy(&u, &spread, 8);
+  u &= uint64_t(0x7ff) << 52;  // the power of two below
+  double step;
+  std::memcpy(&step, &u, 8);
+  const double magnet = step * 0x1.8p42;  // adding and subtracting 1.5 * 2^52 steps of spread / 2^10 rounds to the grid
+  const double k = (mean + magnet) - magnet;
+  return static_cast<C>(k - k == 0 ? k : mean);
 }
 
 // dx = rstd*(g - c1 - xhat*c2) with g = dy*weight, c1 = mean(g), c2 = mean(g*xhat).

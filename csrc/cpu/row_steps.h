@@ -21,6 +21,7 @@ template <class T> struct Backward {
   int64_t n;        // cells of a row
   double per_cell;  // 1 / n: a division per row would be felt where rows are short
   bool wants_params, extreme, streaming, ahead;
+  bool one_vector = false;  // rows of one vector or less; looks for extreme rows by itself
   // Rows of one phase (r % period) share their parameters; they are cut into blocks, blocks into groups.
   int64_t phase_rows = 0, block_rows = 0, blocks = 0;
   int at_once = group_rows;      // rows between the two steps: fewer where sixteen would leave the cache
@@ -35,9 +36,12 @@ NF_INLINE double mean_of(const RowsBackward& a, int64_t r) { return a.mean != nu
 
 // ---- every cell its own weight ---------------------------------------------------------------------------------------
 
+// Of each row of a group: its map to xhat and the constants of dx (formula.h).
 template <class C> struct RowCoefficients {
-  Hat<C> h;
-  Slope<C> k;
+  C hi[group_rows], rs[group_rows], t[group_rows], a[group_rows], b[group_rows];
+  __attribute__((always_inline)) inline void set(int i, const Hat<C>& h, const Slope<C>& k) {
+    hi[i] = h.hi, rs[i] = h.rs, t[i] = h.t, a[i] = k.a, b[i] = k.b;
+  }
 };
 
 // One group: rows first, first + step, ... (`rows` of them), all of one phase.
@@ -46,7 +50,7 @@ template <class T> struct Group {
   const T *dy[group_rows], *x[group_rows];
   T* dx[group_rows];
   int64_t index[group_rows];
-  RowCoefficients<C> k[group_rows];
+  RowCoefficients<C> k;
   int rows;
   const C* w;
   double *dweight, *dbias;  // the block's sums
@@ -82,16 +86,57 @@ __attribute__((noinline)) void row_sums(const Backward<T>& f, Group<T>& u, int i
   const double mean = mean_of(f.a, r), rstd = f.a.rstd[r];
   if (f.extreme && sizeof(C) == 4 && !fits_single_backward(mean, rstd)) {
     extreme_row(f, u, i, f.a.dx != nullptr ? saved + i * f.n : nullptr);
-    u.k[i] = {};  // contributes nothing in the second step
+    u.k.set(i, {}, {});  // contributes nothing in the second step
     return;
   }
   Hat<C> h = hat<C>(mean, 0, 0, rstd);
   if (Center && f.n == 1) h.rs = h.t = 0;  // the output does not depend on x: exactly no gradient
-  u.k[i].h = h, u.k[i].k = {};
+  u.k.set(i, h, {});
   if (f.a.dx == nullptr) return;
   const Sums s = u.w != nullptr ? run_sums<C>(WeightedSlopes<C, T, true, Center>{u.dy[i], u.x[i], u.w, h}, f.n)
                                 : run_sums<C>(WeightedSlopes<C, T, false, Center>{u.dy[i], u.x[i], u.w, h}, f.n);
-  u.k[i].k = slope<C>(rstd, Center ? s.s * f.per_cell : 0.0, s.q * f.per_cell);
+  u.k.set(i, h, slope<C>(rstd, Center ? s.s * f.per_cell : 0.0, s.q * f.per_cell));
+}
+
+// Step one of a whole group of rows of one vector, with the bits of row_sums: what is done once per row, the folding of
+// lanes and the arithmetic in double, would otherwise cost more than the cells. False, and nothing done, if there is a
+// row that float cannot hold.
+template <class T, bool Center, bool Whole>
+__attribute__((noinline)) bool short_sums(const Backward<T>& f, Group<T>& u) {
+  using C = typename TypeOf<T>::compute;
+  using V = Vec<C>;
+  double mean[group_rows] = {}, rstd[group_rows] = {};
+  int extreme = 0;
+  for (int i = 0; i < u.rows; ++i) mean[i] = mean_of(f.a, u.index[i]), rstd[i] = f.a.rstd[u.index[i]];
+  for (int i = u.rows; i < group_rows; ++i) rstd[i] = 1;
+  for (int i = 0; i < group_rows; ++i) extreme |= !fits_single_backward(mean[i], rstd[i]);
+  if (sizeof(C) == 4 && extreme != 0) return false;
+  for (int i = 0; i < group_rows; ++i) {
+    const Hat<C> h = hat<C>(mean[i], 0, 0, rstd[i]);
+    u.k.hi[i] = h.hi, u.k.rs[i] = h.rs, u.k.t[i] = h.t;
+  }
+  const int n = int(f.n);
+  V w = splat<C>(1);
+  if (u.w != nullptr) w = Whole ? Cells<C, C>::load(u.w) : Cells<C, C>::load_n(u.w, n, C(0));
+  double s1[group_rows], s2[group_rows];
+  for (int i0 = 0; i0 < group_rows; i0 += 8) {
+    F64 s[8], q[8];
+    for (int j = 0; j < 8; ++j) {
+      const int i = i0 + j < u.rows ? i0 + j : 0;
+      V d = Whole ? Cells<C, T>::load(u.dy[i]) : Cells<C, T>::load_n(u.dy[i], n, C(0));
+      V x = Whole ? Cells<C, T>::load(u.x[i]) : Cells<C, T>::load_n(u.x[i], n, u.k.hi[i]);
+      if constexpr (Center) x = fma(x - splat<C>(u.k.hi[i]), splat<C>(u.k.rs[i]), splat<C>(u.k.t[i]));
+      else x = x * splat<C>(u.k.rs[i]);
+      d = d * w;
+      s[j] = BlockSums<C>::widen(d), q[j] = BlockSums<C>::widen(d * x);
+    }
+    store(s1 + i0, sum_lanes8(s)), store(s2 + i0, sum_lanes8(q));
+  }
+  for (int i = 0; i < group_rows; ++i) {
+    const Slope<C> k = slope<C>(rstd[i], Center ? s1[i] * f.per_cell : 0.0, s2[i] * f.per_cell);
+    u.k.a[i] = k.a, u.k.b[i] = k.b;
+  }
+  return true;
 }
 
 // Step two for the cells [c, c + width*L) of rows [i0, i1) (or the last `k` cells). i0 is a multiple of four.
@@ -119,15 +164,14 @@ NF_INLINE void columns_step(const Backward<T>& f, const Group<T>& u, int i0, int
 #pragma GCC unroll 4
     for (int j = 0; j < width; ++j) chain_w[j] = chain_b[j] = splat<C>(0);
     for (; i < chain_end; ++i) {
-      const RowCoefficients<C>& q = u.k[i];
-      const V hi = splat<C>(q.h.hi), rs = splat<C>(q.h.rs), t = splat<C>(q.h.t), a = splat<C>(q.k.a),
-              b = splat<C>(q.k.b);
+      const V hi = splat<C>(u.k.hi[i]), rs = splat<C>(u.k.rs[i]), t = splat<C>(u.k.t[i]), a = splat<C>(u.k.a[i]),
+              b = splat<C>(u.k.b[i]);
 #pragma GCC unroll 4
       for (int j = 0; j < width; ++j) {
         V d, x;
         if constexpr (Partial) {
           d = Cells<C, T>::load_n(u.dy[i] + c, k, C(0));
-          x = Cells<C, T>::load_n(u.x[i] + c, k, q.h.hi);
+          x = Cells<C, T>::load_n(u.x[i] + c, k, u.k.hi[i]);
         } else {
           d = Cells<C, T>::load(u.dy[i] + c + j * L);
           x = Cells<C, T>::load(u.x[i] + c + j * L);

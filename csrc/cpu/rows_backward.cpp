@@ -50,6 +50,19 @@ NF_INLINE void restore_extreme(const Backward<T>& f, const Group<T>& u, int i0, 
       std::memcpy(u.dx[i], saved + i * f.n, size_t(f.n) * sizeof(T));
 }
 
+// A whole group of rows of one vector.
+template <class T, bool Center> NF_INLINE void short_group(const Backward<T>& f, Group<T>& u) {
+  constexpr int64_t L = Lanes<typename TypeOf<T>::compute>::n;
+  const bool ordinary = f.n == L ? short_sums<T, Center, true>(f, u) : short_sums<T, Center, false>(f, u);
+  if (__builtin_expect(ordinary, 1)) return columns_range<T, Center>(f, u, 0, u.rows, 0, f.n);
+  Backward<T> careful = f;
+  careful.extreme = true;
+  T saved[group_rows * L];
+  for (int j = 0; j < u.rows; ++j) row_sums<T, Center>(careful, u, j, saved);
+  columns_range<T, Center>(careful, u, 0, u.rows, 0, f.n);
+  restore_extreme(careful, u, 0, u.rows, saved);
+}
+
 // Items are blocks; a block belongs to one thread.
 template <class T, bool Center> void block_backward(void* context, int64_t begin, int64_t end, int slot) {
   const Backward<T>& f = *static_cast<const Backward<T>*>(context);
@@ -64,6 +77,10 @@ template <class T, bool Center> void block_backward(void* context, int64_t begin
       if (first == from) std::memset(u.dweight, 0, size_t(2 * padded<T>(f.n)) * sizeof(double));
       for (int i = 0; i < u.rows; i += f.at_once) {
         const int i1 = i + f.at_once < u.rows ? i + f.at_once : u.rows;
+        if (f.one_vector) {
+          short_group<T, Center>(f, u);
+          continue;
+        }
         for (int j = i; j < i1; ++j) row_sums<T, Center>(f, u, j, saved);
         columns_range<T, Center>(f, u, i, i1, 0, f.n);
         if (f.extreme) restore_extreme(f, u, i, i1, saved);
@@ -129,13 +146,15 @@ template <class T, bool Center, bool Stream> void dx_rows(void* context, int64_t
       continue;
     }
     row_sums<T, Center>(f, u, 0, nullptr);
+    const Hat<C> hat{u.k.hi[0], u.k.rs[0], u.k.t[0]};
+    const Slope<C> k{u.k.a[0], u.k.b[0]};
     Ahead ahead;
     if (f.ahead && r + 1 < f.g.count) ahead = {u.dy[0] + f.n, u.x[0] + f.n};
     if (u.w != nullptr)
-      map_cells<C, Stream>(dx, f.n, ahead, HatGradientOp<C, T, Center, true>{u.dy[0], u.x[0], u.k[0].h, u.k[0].k, u.w});
+      map_cells<C, Stream>(dx, f.n, ahead, HatGradientOp<C, T, Center, true>{u.dy[0], u.x[0], hat, k, u.w});
     else
       map_cells<C, Stream>(dx, f.n, ahead,
-                           HatGradientOp<C, T, Center, false>{u.dy[0], u.x[0], u.k[0].h, u.k[0].k, u.w});
+                           HatGradientOp<C, T, Center, false>{u.dy[0], u.x[0], hat, k, u.w});
   }
   stream_fence(Stream);
 }
@@ -274,7 +293,8 @@ template <class T> bool backward(const RowsBackward& a) {
                 false,
                 false};
   f.threads = get_threads();
-  if (sizeof(C) == 4)
+  f.one_vector = a.g.span == 1 && f.wants_params && a.dx != nullptr && f.n > 1 && f.n <= Lanes<C>::n;
+  if (sizeof(C) == 4 && !f.one_vector)
     for (int64_t r = 0; r < a.g.count && !f.extreme; ++r) f.extreme = !fits_single_backward(mean_of(a, r), a.rstd[r]);
   const int64_t row_bytes = f.n * int64_t(sizeof(T));
   f.streaming =

@@ -201,22 +201,6 @@ template <class C, class T, bool Weighted, bool Center> struct WeightedSlopes {
   }
 };
 
-// The shift for sums of dy*(x - shift): the mean to within a thousandth of the spread, on a grid of that step. A mean
-// taken to the last bit has bits below those of x; subtracting it would round every cell the same way, and a dy of one
-// sign would add that up. What the shift leaves of the mean is taken off in double.
-template <class C> NF_INLINE C slope_shift(double mean, double rstd) {
-  const double spread = 1 / rstd;
-  uint64_t u;
-  std::memcpy(&u, &spread, 8);
-  u &= uint64_t(0x7ff) << 52;  // the power of two below
-  double step;
-  std::memcpy(&step, &u, 8);
-  const double magnet =
-      step * 0x1.8p42;  // adding and subtracting 1.5 * 2^52 grid steps of spread / 2^10 rounds to the grid
-  const double k = (mean + magnet) - magnet;
-  return static_cast<C>(k - k == 0 ? k : mean);
-}
-
 // ---- moments of a contiguous run -------------------------------------------------------------------------------
 
 // A value near the mean: the average of 4 L cells spread over the run, exact for constant data. Scaling by 1/4 first
