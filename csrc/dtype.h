@@ -8,6 +8,13 @@
 #include <cstdint>
 #include <cstring>
 
+// Usable on the device too.
+#if defined(__CUDACC__)
+#define NF_BOTH __host__ __device__
+#else
+#define NF_BOTH
+#endif
+
 namespace nf {
 
 enum class DType : int { f64, f32, f16, bf16 };
@@ -33,20 +40,20 @@ template <> struct TypeOf<double> {
   using stat = double;
 };
 
-static inline float bits_to_float(uint32_t u) {
+NF_BOTH static inline float bits_to_float(uint32_t u) {
   float f;
   std::memcpy(&f, &u, 4);
   return f;
 }
-static inline uint32_t float_to_bits(float f) {
+NF_BOTH static inline uint32_t float_to_bits(float f) {
   uint32_t u;
   std::memcpy(&u, &f, 4);
   return u;
 }
 
-static inline float to_float(bf16 h) { return bits_to_float(uint32_t(h.bits) << 16); }
+NF_BOTH static inline float to_float(bf16 h) { return bits_to_float(uint32_t(h.bits) << 16); }
 
-static inline float to_float(f16 h) {
+NF_BOTH static inline float to_float(f16 h) {
   const uint32_t sign = uint32_t(h.bits & 0x8000u) << 16;
   const uint32_t rest = h.bits & 0x7fffu;
   if (rest >= 0x7c00u)
@@ -57,13 +64,13 @@ static inline float to_float(f16 h) {
 }
 
 // Round to nearest, ties to even; NaN stays NaN.
-static inline bf16 to_bf16(float f) {
+NF_BOTH static inline bf16 to_bf16(float f) {
   const uint32_t u = float_to_bits(f);
   if ((u & 0x7fffffffu) > 0x7f800000u) return {uint16_t(u >> 16 | 0x40u)};
   return {uint16_t((u + 0x7fffu + (u >> 16 & 1u)) >> 16)};
 }
 
-static inline f16 to_f16(float f) {
+NF_BOTH static inline f16 to_f16(float f) {
   const uint32_t u = float_to_bits(f);
   const uint16_t sign = uint16_t(u >> 16 & 0x8000u);
   const uint32_t mag = u & 0x7fffffffu;
@@ -76,7 +83,7 @@ static inline f16 to_f16(float f) {
 }
 
 // A double goes to a 16-bit type through float rounded to odd, so that it is rounded only once.
-static inline float to_odd_float(double d) {
+NF_BOTH static inline float to_odd_float(double d) {
   const float f = static_cast<float>(d);
   const double back = f;
   if (back == d || d != d) return f;
@@ -90,22 +97,22 @@ static inline float to_odd_float(double d) {
 
 template <class T> struct Cast;
 template <> struct Cast<double> {
-  static inline __attribute__((always_inline)) double from(double v) { return v; }
-  static inline __attribute__((always_inline)) double get(double v) { return v; }
+  NF_BOTH static inline __attribute__((always_inline)) double from(double v) { return v; }
+  NF_BOTH static inline __attribute__((always_inline)) double get(double v) { return v; }
 };
 template <> struct Cast<float> {
-  static inline __attribute__((always_inline)) float from(double v) { return static_cast<float>(v); }
-  static inline __attribute__((always_inline)) float get(float v) { return v; }
+  NF_BOTH static inline __attribute__((always_inline)) float from(double v) { return static_cast<float>(v); }
+  NF_BOTH static inline __attribute__((always_inline)) float get(float v) { return v; }
 };
 template <> struct Cast<f16> {
-  static inline __attribute__((always_inline)) f16 from(float v) { return to_f16(v); }
-  static inline __attribute__((always_inline)) f16 from(double v) { return to_f16(to_odd_float(v)); }
-  static inline __attribute__((always_inline)) float get(f16 v) { return to_float(v); }
+  NF_BOTH static inline __attribute__((always_inline)) f16 from(float v) { return to_f16(v); }
+  NF_BOTH static inline __attribute__((always_inline)) f16 from(double v) { return to_f16(to_odd_float(v)); }
+  NF_BOTH static inline __attribute__((always_inline)) float get(f16 v) { return to_float(v); }
 };
 template <> struct Cast<bf16> {
-  static inline __attribute__((always_inline)) bf16 from(float v) { return to_bf16(v); }
-  static inline __attribute__((always_inline)) bf16 from(double v) { return to_bf16(to_odd_float(v)); }
-  static inline __attribute__((always_inline)) float get(bf16 v) { return to_float(v); }
+  NF_BOTH static inline __attribute__((always_inline)) bf16 from(float v) { return to_bf16(v); }
+  NF_BOTH static inline __attribute__((always_inline)) bf16 from(double v) { return to_bf16(to_odd_float(v)); }
+  NF_BOTH static inline __attribute__((always_inline)) float get(bf16 v) { return to_float(v); }
 };
 
 }  // namespace nf

@@ -286,16 +286,39 @@ class Interface:
     }  # fmt: skip
 
 
-@pytest.mark.skipif(nf.show_config("dicts")["cuda"].get("available", False), reason="this build computes CUDA arrays")
+CUDA = nf.show_config("dicts")["cuda"]
+
+
+@pytest.mark.skipif(CUDA["available"], reason="this machine computes CUDA arrays")
 @pytest.mark.parametrize("kind", [OnDevice, Interface])
 def test_cuda_arrays_without_cuda(kind):
+    """Without the backend a TypeError says how to get it, without a device a RuntimeError why there is none."""
+    error = RuntimeError if CUDA["built"] else TypeError
+    reason = "no CUDA device: cudaError" if CUDA["built"] else "x is on a CUDA device, .*NORMFAST_CUDA=ON"
     for call in (
         lambda: nf.layer_norm(kind()),
         lambda: nf.rms_norm(kind()),
         lambda: nf.batch_norm(kind(), training=True),
         lambda: nf.layer_norm_backward(kind(), kind(), kind(), kind()),
     ):
-        with pytest.raises(TypeError, match=r"(?i)^(layer|rms|batch)_norm(_backward)?: .*cuda"):
+        with pytest.raises(error, match=rf"^(layer|rms|batch)_norm(_backward)?: {reason}"):
+            call()
+
+
+@pytest.mark.parametrize("kind", [OnDevice, Interface])
+def test_cuda_arrays_beside_host_arrays(kind):
+    """x is on the host: whatever else is on a device is refused, with or without the backend."""
+    stats = zeros(4, 6, 1), ones(4, 6, 1)
+    for name, call in {
+        "weight": lambda: nf.layer_norm(X32, kind()),
+        "bias": lambda: nf.layer_norm(X32, bias=kind()),
+        "out": lambda: nf.layer_norm(X32, out=kind()),
+        "running_mean": lambda: nf.batch_norm(X32, kind(), ones(6), training=True),
+        "dy": lambda: nf.layer_norm_backward(kind(), X32, *stats),
+        "rstd": lambda: nf.rms_norm_backward(X32, X32, kind()),
+        "mean": lambda: nf.group_norm_backward(X32, X32, kind(), stats[1]),
+    }.items():
+        with pytest.raises(TypeError, match=rf"^\w+: {name} is on a CUDA device, but x is on the host; copy it"):
             call()
 
 

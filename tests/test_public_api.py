@@ -73,7 +73,7 @@ def stub(name):
 
 
 def test_all():
-    assert sorted(nf.__all__) == sorted([*FUNCTIONS, "reference", "__version__"])
+    assert sorted(nf.__all__) == sorted([*FUNCTIONS, "cuda", "reference", "__version__"])
     assert sorted(dir(nf)) == sorted(nf.__all__)
     assert sorted(reference.__all__) == sorted(OPS)
     for name in FUNCTIONS:
@@ -94,6 +94,27 @@ def test_stub_of_the_compiled_module():
     for name, arguments in OPS.items():
         names = [p[0] for p in parsed(arguments)]
         assert parsed(stubs[name]) == [(n, inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.empty) for n in names]
+
+
+def test_stub_of_the_cuda_module():
+    """Its norms are called as those of the host; it is not in every build."""
+    stubs = stub("_cuda.pyi")
+    assert {name: stubs[name] for name in OPS} == {name: stub("_core.pyi")[name] for name in OPS}
+    if nf.show_config("dicts")["cuda"]["built"]:
+        module = importlib.import_module("normfast._cuda")
+        assert sorted([*stubs, "DeviceArray"]) == sorted(name for name in dir(module) if not name.startswith("_"))
+
+
+def test_cuda_without_a_backend():
+    """nf.cuda is there in every build; what it cannot do says why."""
+    if nf.show_config("dicts")["cuda"]["available"]:
+        pytest.skip("there is a device")
+    for name, call in {"to_device": lambda: nf.cuda.to_device(np.ones(3)), "synchronize": nf.cuda.synchronize}.items():
+        with pytest.raises(RuntimeError, match=rf"^{name}: .*CUDA"):
+            call()
+    assert isinstance(nf.cuda.DeviceArray, type)
+    with pytest.raises((RuntimeError, TypeError)):
+        nf.cuda.DeviceArray()
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -136,7 +157,8 @@ before = set(sys.modules)
 import normfast
 new = {n for n in set(sys.modules) - before if n.partition(".")[0] not in ("normfast", "numpy", "__future__")}
 assert not new, new
-assert "normfast.reference" not in sys.modules
+for name in ("reference", "cuda", "_cuda"):
+    assert f"normfast.{name}" not in sys.modules
 assert normfast.reference.layer_norm is not normfast.layer_norm
 assert normfast.reference is sys.modules["normfast.reference"]
 """
@@ -146,7 +168,10 @@ assert normfast.reference is sys.modules["normfast.reference"]
 
 # ---- Documentation ---------------------------------------------------------------------------------------------------
 
-MODULES = ["normfast", *(f"normfast.{m.name}" for m in pkgutil.iter_modules([str(SOURCE)]) if m.name != "_core")]
+MODULES = [
+    "normfast",
+    *(f"normfast.{m.name}" for m in pkgutil.iter_modules([str(SOURCE)]) if m.name not in ("_core", "_cuda")),
+]
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -315,6 +340,20 @@ def test_show_config_dicts():
     assert config["compiler"]
     with nf.threads(config["threads"] + 1):
         assert nf.show_config("dicts")["threads"] == config["threads"] + 1
+
+
+def test_show_config_cuda():
+    cuda = nf.show_config("dicts")["cuda"]
+    if not cuda["built"]:
+        assert cuda == {"built": False, "available": False, "reason": cuda["reason"]}
+        assert "NORMFAST_CUDA" in cuda["reason"]
+        return
+    assert list(cuda) == ["built", "available", "toolkit", "architectures", "devices", "reason"]
+    assert cuda["architectures"]
+    assert cuda["available"] == bool(cuda["devices"]) == (cuda["reason"] is None)
+    for device in cuda["devices"]:
+        assert sorted(device) == ["compute_capability", "name"]
+    assert cuda["available"] or cuda["reason"].startswith("cudaError")
 
 
 def test_show_config_prints(capsys):

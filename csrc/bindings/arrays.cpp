@@ -72,30 +72,57 @@ bool find_order(PyArrayObject* a, Order* order) {
   return contiguous;
 }
 
-static void refuse_device(const char* fn, const char* name, PyObject* obj) {
-  bool device = PyObject_HasAttrString(obj, "__cuda_array_interface__") != 0;
-  if (!device && PyObject_HasAttrString(obj, "__dlpack_device__") != 0) {
-    Ref pair(PyObject_CallMethod(obj, "__dlpack_device__", nullptr));
-    if (pair && PyTuple_Check(pair.get()) && PyTuple_GET_SIZE(pair.get()) > 0) {
-      Ref kind(PyNumber_Index(PyTuple_GET_ITEM(pair.get(), 0)));
-      const long k = kind ? PyLong_AsLong(kind.get()) : 0;
-      device = k == 2 || k == 3 || k == 13;  // CUDA, its pinned host memory, its managed memory
-      if (k == 3) device = false;
-    }
-    PyErr_Clear();
+bool on_device(PyObject* obj) {
+  if (PyObject_HasAttrString(obj, "__cuda_array_interface__") != 0) return true;
+  if (PyObject_HasAttrString(obj, "__dlpack_device__") == 0) return false;
+  bool device = false;
+  Ref pair(PyObject_CallMethod(obj, "__dlpack_device__", nullptr));
+  if (pair && PyTuple_Check(pair.get()) && PyTuple_GET_SIZE(pair.get()) > 0) {
+    Ref kind(PyNumber_Index(PyTuple_GET_ITEM(pair.get(), 0)));
+    const long k = kind ? PyLong_AsLong(kind.get()) : 0;
+    device = k == 2 || k == 13;  // CUDA and its managed memory; its pinned host memory (3) is read as any other
   }
-  if (device)
-    fail(PyExc_TypeError,
-         "%s: %s is on a CUDA device, and this version of normfast has no CUDA backend; copy it to the host first, "
-         "for example with cupy.asnumpy(%s) or %s.cpu().numpy()",
-         fn, name, name, name);
+  PyErr_Clear();
+  return device;
+}
+
+[[noreturn]] static void refuse_device(const char* fn, const char* name) {
+  fail(PyExc_TypeError,
+       "%s: %s is on a CUDA device, but x is on the host; copy it to the host first, for example with "
+       "cupy.asnumpy(%s) or %s.cpu().numpy(), or x to the device",
+       fn, name, name, name);
 }
 
 Ref as_array(const char* fn, const char* name, PyObject* obj) {
   if (PyArray_Check(obj)) return Ref::borrow(obj);
-  refuse_device(fn, name, obj);
+  if (on_device(obj)) {
+    if (std::strcmp(name, "x") == 0) throw OnDevice{fn};
+    refuse_device(fn, name);
+  }
   if (obj == Py_None) fail(PyExc_TypeError, "%s: %s must be an array, got None", fn, name);
   return Ref::checked(PyArray_FromAny(obj, nullptr, 0, 0, 0, nullptr));
+}
+
+Ref as_written(const char* fn, const char* name, const char* why, PyObject* obj) {
+  if (PyArray_Check(obj)) return Ref::borrow(obj);
+  if (on_device(obj)) refuse_device(fn, name);
+  fail(PyExc_TypeError, "%s: %s must be a NumPy array%s, got %.100s", fn, name, why, Py_TYPE(obj)->tp_name);
+}
+
+PyObject* call_on_device(const char* fn, PyObject* const* args, Py_ssize_t count) {
+  Ref module(PyImport_ImportModule("normfast._cuda"));
+  if (!module) {
+    if (!PyErr_ExceptionMatches(PyExc_ModuleNotFoundError)) return nullptr;
+    PyErr_Clear();
+    PyErr_Format(PyExc_TypeError,
+                 "%s: x is on a CUDA device, and this build of normfast has no CUDA backend; build normfast with "
+                 "NORMFAST_CUDA=ON, or copy x to the host first, for example with cupy.asnumpy(x) or x.cpu().numpy()",
+                 fn);
+    return nullptr;
+  }
+  Ref function(PyObject_GetAttrString(module.get(), fn));
+  if (!function) return nullptr;
+  return PyObject_Vectorcall(function.get(), args, size_t(count), nullptr);
 }
 
 static Ref cast_double(PyObject* array) {

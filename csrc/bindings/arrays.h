@@ -20,6 +20,11 @@ namespace nf {
 
 struct Failure {};
 
+// Thrown where x turns out to lie on a CUDA device: the call goes on in the module _cuda.
+struct OnDevice {
+  const char* fn;
+};
+
 // An owned reference.
 class Ref {
  public:
@@ -96,8 +101,12 @@ Ref permuted(Ref a, const int* permutation);
 
 // ---- arguments ----
 
-// Anything np.asarray takes, as an array; arrays on a CUDA device are refused.
+// Does the object say that its memory is on a CUDA device?
+bool on_device(PyObject* obj);
+// Anything np.asarray takes, as an array. Throws OnDevice for the argument x; other arrays on a device are refused.
 Ref as_array(const char* fn, const char* name, PyObject* obj);
+// An argument that will be written: only an array will do. `why` ends the expectation in the message.
+Ref as_written(const char* fn, const char* name, const char* why, PyObject* obj);
 [[noreturn]] void refuse_out(const char* fn);
 
 // Argument `name` of function `fn` as kernel input.
@@ -143,15 +152,18 @@ Stat take_stat(const char* fn, const char* name, PyObject* obj, int nd, const np
 enum Need : int { need_x = 1, need_weight = 2, need_bias = 4 };
 int take_needs(const char* fn, PyObject* obj, bool has_weight, bool has_bias_gradient);
 
+// An array that `out` must not overlap; one flagged `same` may be `out` itself.
+struct Input {
+  PyObject* array;
+  const char* name;
+  bool same;
+};
+// The checks of `out` that are not of its dtype: shape, writable, what it overlaps.
+void check_out(const char* fn, PyArrayObject* out, int nd, const npy_intp* dims, const Input* inputs, int count);
+
 // A result of x's dtype: where the kernel writes, and what the caller gets.
 class Result {
  public:
-  // `inputs`: arrays that `out` must not overlap; those flagged in `same` may be `out` itself.
-  struct Input {
-    PyObject* array;
-    const char* name;
-    bool same;
-  };
   Result(const char* fn, PyObject* out, const Source& x, const Input* inputs, int count);
   void* data() const { return PyArray_DATA(target_.array()); }
   PyArrayObject* array() const { return target_.array(); }
@@ -189,8 +201,14 @@ Ref shape_of(int nd, const npy_intp* dims);
 
 // Entry points take a fixed number of positional arguments; the Python functions hold names and defaults.
 using Entry = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
+// The function of the module _cuda that is called `fn`, with the same arguments.
+PyObject* call_on_device(const char* fn, PyObject* const* args, Py_ssize_t count);
 template <Entry f, int n> PyObject* exactly(PyObject* self, PyObject* const* args, Py_ssize_t count) {
-  if (count == n) return f(self, args, count);
+  try {
+    if (count == n) return f(self, args, count);
+  } catch (const OnDevice& e) {
+    return call_on_device(e.fn, args, count);
+  }
   PyErr_Format(PyExc_TypeError, "expected %d positional arguments, got %zd", n, count);
   return nullptr;
 }

@@ -1,49 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Batch norm: training (the batch's own statistics, running averages) and evaluation (the running ones).
-#include <cstdio>
 #include <optional>
 #include <vector>
 
 #include "../formula.h"
-#include "arrays.h"
+#include "plans.h"
 
 namespace nf {
 namespace {
-
-struct Plan {
-  Columns columns;
-  npy_intp channels;
-  int64_t n;  // values per channel
-  char match[48];
-};
-
-Plan make_plan(const char* fn, const Source& x, PyObject* axis_obj) {
-  if (x.nd() < 2)
-    fail(PyExc_ValueError, "%s: x must have at least 2 dimensions, got shape %R", fn, shape_of(x.nd(), x.dims()).get());
-  const int channel_axis = take_axis(fn, axis_obj, x.nd());
-  Plan p;
-  int64_t before = 1, after = 1;
-  bool seen = false;
-  for (int i = 0; i < x.nd(); ++i) {
-    const int axis = x.order.axis[i];
-    if (axis == channel_axis) seen = true;
-    else (seen ? after : before) *= x.dim(axis);
-  }
-  p.channels = x.dim(channel_axis);
-  p.n = before * after;
-  p.columns = {1, before, p.channels, after, after, true};
-  std::snprintf(p.match, sizeof p.match, "x axis %d", channel_axis);
-  return p;
-}
-
-void check_batch(const char* fn, const Plan& p, const Source& x) {
-  if (p.n == 0)
-    fail(PyExc_ValueError, "%s: x must have values in every channel when training, got shape %R", fn,
-         shape_of(x.nd(), x.dims()).get());
-  if (p.n == 1 && p.channels > 0)
-    fail(PyExc_ValueError, "%s: Expected more than 1 value per channel when training, got input shape %R", fn,
-         shape_of(x.nd(), x.dims()).get());
-}
 
 // running_mean or running_var: as doubles; in training it is checked that it can be written.
 struct Running {
@@ -51,11 +15,10 @@ struct Running {
   PyArrayObject* target = nullptr;
 };
 
-Running take_running(const char* fn, const char* name, PyObject* obj, const Source& x, const Plan& p, bool training) {
+Running take_running(const char* fn, const char* name, PyObject* obj, const Source& x, const BatchPlan& p,
+                     bool training) {
   Running r;
-  if (training && !PyArray_Check(obj))
-    fail(PyExc_TypeError, "%s: %s must be a NumPy array, since it is updated in place, got %.100s", fn, name,
-         Py_TYPE(obj)->tp_name);
+  if (training) as_written(fn, name, ", since it is updated in place", obj);
   // The same dtypes as a parameter may have.
   const Param as_param = take_param(fn, name, obj, x, 1, &p.channels, nullptr, p.match);
   if (training) {
@@ -75,50 +38,18 @@ void store_running(const Running& r, const double* batch, npy_intp channels, dou
   if (PyArray_CopyInto(r.target, rounded.array()) < 0) throw Failure{};
 }
 
-double unit_number(const char* fn, const char* name, PyObject* obj) {
-  const double v = take_number(fn, name, obj);
-  if (!(v >= 0 && v <= 1)) fail(PyExc_ValueError, "%s: %s must lie in [0, 1], got %R", fn, name, obj);
-  return v;
-}
-
-// Two arrays that will both be written must not share memory, and neither may lie in an input.
-void check_apart(const char* fn, PyObject* written, const char* name, PyObject* other, const char* other_name) {
-  if (other == nullptr || !PyArray_Check(other)) return;
-  if (arrays_overlap(reinterpret_cast<PyArrayObject*>(written), reinterpret_cast<PyArrayObject*>(other)))
-    fail(PyExc_ValueError, "%s: %s must not overlap %s, got arrays that share memory", fn, name, other_name);
-}
-
 PyObject* batch_norm(PyObject*, PyObject* const* a, Py_ssize_t) {
   return guarded([&]() -> PyObject* {
     const char* fn = "batch_norm";
     PyObject *x_obj = a[0], *rm_obj = a[1], *rv_obj = a[2], *w_obj = a[3], *b_obj = a[4], *out = a[11];
     const Source x = take_source(fn, "x", x_obj);
-    const Plan p = make_plan(fn, x, a[10]);
+    const BatchPlan p = batch_plan(fn, x, a[10]);
     const bool training = take_bool(fn, "training", a[5]);
-    const double momentum = unit_number(fn, "momentum", a[6]);
-    double weight = momentum;  // of the new value
-    if (a[7] != Py_None) {
-      weight = 1 - unit_number(fn, "decay", a[7]);
-      if (momentum != 0.1)
-        fail(PyExc_ValueError,
-             "%s: decay and momentum must not both be given (momentum weighs the new value, decay the old one), got "
-             "decay=%R and momentum=%R",
-             fn, a[7], a[6]);
-    }
-    const int64_t ddof = take_int(fn, "running_ddof", a[8]);
-    if (ddof != 0 && ddof != 1) fail(PyExc_ValueError, "%s: running_ddof must be 0 or 1, got %R", fn, a[8]);
+    const Averaging running = take_averaging(fn, a[6], a[7], a[8]);
     const double eps = take_eps(fn, a[9]);
     const Param w = take_param(fn, "weight", w_obj, x, 1, &p.channels, nullptr, p.match);
     const Param b = take_param(fn, "bias", b_obj, x, 1, &p.channels, nullptr, p.match);
-    const bool given = rm_obj != Py_None;
-    if (given != (rv_obj != Py_None))
-      fail(PyExc_ValueError, "%s: running_mean and running_var must be given together, got only %s", fn,
-           given ? "running_mean" : "running_var");
-    if (!training && !given)
-      fail(PyExc_ValueError,
-           "%s: running_mean and running_var must be given when training=False, got None; pass training=True to use "
-           "the batch's own statistics",
-           fn);
+    const bool given = take_given(fn, rm_obj, rv_obj, training);
     Running rm, rv;
     if (given)
       rm = take_running(fn, "running_mean", rm_obj, x, p, training),
@@ -134,11 +65,11 @@ PyObject* batch_norm(PyObject*, PyObject* const* a, Py_ssize_t) {
       }
     }
     const bool stats = take_bool(fn, "return_stats", a[12]);
-    const Result::Input inputs[] = {{x_obj, "x", true},
-                                    {rm_obj, "running_mean", false},
-                                    {rv_obj, "running_var", false},
-                                    {w.given.get(), "weight", false},
-                                    {b.given.get(), "bias", false}};
+    const Input inputs[] = {{x_obj, "x", true},
+                            {rm_obj, "running_mean", false},
+                            {rv_obj, "running_var", false},
+                            {w.given.get(), "weight", false},
+                            {b.given.get(), "bias", false}};
     Result y(fn, out, x, inputs, 5);
     const size_t channels = size_t(p.channels);
     std::vector<double> batch_mean(channels), batch_var(channels);
@@ -160,9 +91,9 @@ PyObject* batch_norm(PyObject*, PyObject* const* a, Py_ssize_t) {
       if (p.channels > 0) ok = without_gil(x.bytes(), [&] { return kernels().columns_forward[int(x.dtype)](args); });
       if (!ok) out_of_memory();
       if (given) {
-        for (double& v : batch_var) v = sample_variance(v, double(p.n), int(ddof));
-        store_running(rm, batch_mean.data(), p.channels, weight);
-        store_running(rv, batch_var.data(), p.channels, weight);
+        for (double& v : batch_var) v = sample_variance(v, double(p.n), running.ddof);
+        store_running(rm, batch_mean.data(), p.channels, running.weight);
+        store_running(rv, batch_var.data(), p.channels, running.weight);
       }
     } else {
       for (size_t c = 0; c < channels; ++c)
@@ -185,7 +116,7 @@ PyObject* batch_norm_backward(PyObject*, PyObject* const* a, Py_ssize_t) {
     PyObject *dy_obj = a[0], *x_obj = a[1], *w_obj = a[4], *out = a[8];
     const Source x = take_source(fn, "x", x_obj);
     const Ref dy = take_like(fn, "dy", dy_obj, x);
-    const Plan p = make_plan(fn, x, a[6]);
+    const BatchPlan p = batch_plan(fn, x, a[6]);
     const bool training = take_bool(fn, "training", a[5]);
     const Stat mean = take_stat(fn, "mean", a[2], 1, &p.channels, nullptr);
     const Stat rstd = take_stat(fn, "rstd", a[3], 1, &p.channels, nullptr);
@@ -193,11 +124,11 @@ PyObject* batch_norm_backward(PyObject*, PyObject* const* a, Py_ssize_t) {
     const int needs = take_needs(fn, a[7], w_obj != Py_None, true);
     if (out != Py_None && !(needs & need_x)) refuse_out(fn);
     if (training) check_batch(fn, p, x);
-    const Result::Input inputs[] = {{dy_obj, "dy", true},
-                                    {x_obj, "x", true},
-                                    {mean.given.get(), "mean", false},
-                                    {rstd.given.get(), "rstd", false},
-                                    {w.given.get(), "weight", false}};
+    const Input inputs[] = {{dy_obj, "dy", true},
+                            {x_obj, "x", true},
+                            {mean.given.get(), "mean", false},
+                            {rstd.given.get(), "rstd", false},
+                            {w.given.get(), "weight", false}};
     std::optional<Result> dx;
     if (needs & need_x) dx.emplace(fn, out, x, inputs, 5);
     std::vector<double> dweight(needs & need_weight ? size_t(p.channels) : 0),

@@ -53,10 +53,9 @@ PyObject* config(PyObject*, PyObject* const*, Py_ssize_t) {
     if (!name || PyList_Append(names.get(), name.get()) < 0) return nullptr;
   }
   if (!names) return nullptr;
-  return Py_BuildValue("{s:s,s:O,s:i,s:{s:n,s:n},s:s,s:{s:O,s:s}}", "code_path", kernels().name, "code_paths",
-                       names.get(), "threads", get_threads(), "pool", "limit", Py_ssize_t(pool_limit()), "held",
-                       Py_ssize_t(pool_held()), "compiler", NF_COMPILER, "cuda", "available", Py_False, "reason",
-                       "this version has no CUDA backend");
+  return Py_BuildValue("{s:s,s:O,s:i,s:{s:n,s:n},s:s}", "code_path", kernels().name, "code_paths", names.get(),
+                       "threads", get_threads(), "pool", "limit", Py_ssize_t(pool_limit()), "held",
+                       Py_ssize_t(pool_held()), "compiler", NF_COMPILER);
 }
 
 }  // namespace

@@ -1,76 +1,18 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Group norm and instance norm: instance norm is group norm with a channel to a group.
-#include <cstdio>
 #include <optional>
 #include <vector>
 
-#include "arrays.h"
+#include "plans.h"
 
 namespace nf {
 namespace {
-
-// Where sample, channel and the other axes lie in memory.
-struct Plan {
-  bool by_rows;
-  Rows rows;
-  Columns columns;
-  npy_intp channels, samples, groups;
-  int64_t n;
-};
 
 // x with its sample axis first in memory; anything else is copied to C order.
 void put_samples_first(Source& x) {
   if (x.nd() == 0 || x.order.axis[0] == 0) return;
   make_c_order(x);
 }
-
-Plan make_plan(const char* fn, const Source& x, int channel_axis, npy_intp groups) {
-  Plan p;
-  p.samples = x.dim(0), p.channels = x.dim(channel_axis), p.groups = groups;
-  int64_t before = 1, after = 1;
-  bool seen = false, rows = true;
-  for (int i = 1; i < x.nd(); ++i) {
-    const int axis = x.order.axis[i];
-    if (axis == channel_axis) seen = true;
-    else if (seen) after *= x.dim(axis);
-    else before *= x.dim(axis), rows = false;
-  }
-  const int64_t each = groups > 0 ? p.channels / groups : 0;
-  p.n = before * after * each;
-  // Without channels, instance norm has no groups, and nothing to reduce.
-  if (p.n == 0 && groups > 0)
-    fail(PyExc_ValueError, "%s: x must have elements in every group, got shape %R", fn,
-         shape_of(x.nd(), x.dims()).get());
-  p.by_rows = rows;
-  if (rows) p.rows = {p.samples * groups, each, after, groups};
-  else p.columns = {p.samples, before, groups, each * after, after, false};
-  return p;
-}
-
-int take_channel_axis(const char* fn, PyObject* obj, const Source& x) {
-  if (x.nd() < 2)
-    fail(PyExc_ValueError, "%s: x must have at least 2 dimensions (samples, channels, ...), got shape %R", fn,
-         shape_of(x.nd(), x.dims()).get());
-  const int axis = take_axis(fn, obj, x.nd());
-  if (axis == 0) fail(PyExc_ValueError, "%s: channel_axis must not be axis 0, that of the samples, got %R", fn, obj);
-  return axis;
-}
-
-// groups: null for instance norm
-npy_intp take_groups(const char* fn, PyObject* obj, npy_intp channels) {
-  if (obj == nullptr) return channels;
-  const int64_t groups = take_int(fn, "num_groups", obj);
-  if (groups < 1) fail(PyExc_ValueError, "%s: num_groups must be at least 1, got %R", fn, obj);
-  if (channels % groups != 0)
-    fail(PyExc_ValueError, "%s: num_groups must divide the number of channels, %zd, got %R", fn, Py_ssize_t(channels),
-         obj);
-  return npy_intp(groups);
-}
-
-struct Match {
-  char text[48];
-  explicit Match(int axis) { std::snprintf(text, sizeof text, "x axis %d", axis); }
-};
 
 PyObject* forward(const char* fn, PyObject* x_obj, PyObject* groups_obj, PyObject* w_obj, PyObject* b_obj,
                   PyObject* axis_obj, PyObject* eps_obj, PyObject* out, PyObject* stats_obj) {
@@ -85,8 +27,8 @@ PyObject* forward(const char* fn, PyObject* x_obj, PyObject* groups_obj, PyObjec
   Source work{Ref::borrow(x.array.get()), x.order, x.dtype, x.copied};
   put_samples_first(work);
   const bool moved = work.array.get() != x.array.get();
-  const Plan p = make_plan(fn, work, axis, groups);
-  const Result::Input inputs[] = {{x_obj, "x", true}, {w.given.get(), "weight", false}, {b.given.get(), "bias", false}};
+  const GroupPlan p = group_plan(fn, work, axis, groups);
+  const Input inputs[] = {{x_obj, "x", true}, {w.given.get(), "weight", false}, {b.given.get(), "bias", false}};
   Result y(fn, out, x, inputs, 3);
   const npy_intp stat_dims[2] = {p.samples, groups};
   Ref mean, rstd;
@@ -117,17 +59,9 @@ PyObject* backward(const char* fn, bool instance, PyObject* dy_obj, PyObject* x_
   const int axis = take_channel_axis(fn, axis_obj, x);
   const Ref dy_given = take_like(fn, "dy", dy_obj, x);
   const npy_intp channels = x.dim(axis);
-  npy_intp groups = channels;
-  if (!instance) {  // the number of groups is told by the statistics
-    const Ref m = as_array(fn, "mean", mean_obj);
-    if (PyArray_NDIM(m.array()) != 2 || PyArray_DIM(m.array(), 0) != x.dim(0) ||
-        PyArray_DIM(m.array(), 1) < (channels > 0) || (channels > 0 && channels % PyArray_DIM(m.array(), 1) != 0))
-      fail(PyExc_ValueError,
-           "%s: mean must have shape (%zd, num_groups), with num_groups a divisor of the %zd channels, got %R", fn,
-           Py_ssize_t(x.dim(0)), Py_ssize_t(channels),
-           shape_of(PyArray_NDIM(m.array()), PyArray_DIMS(m.array())).get());
-    groups = PyArray_DIM(m.array(), 1);
-  }
+  // The number of groups is told by the statistics.
+  const npy_intp groups =
+      instance ? channels : groups_of(fn, as_array(fn, "mean", mean_obj).array(), x.dim(0), channels);
   const npy_intp stat_dims[2] = {x.dim(0), groups};
   const Stat mean = take_stat(fn, "mean", mean_obj, 2, stat_dims, nullptr);
   const Stat rstd = take_stat(fn, "rstd", rstd_obj, 2, stat_dims, nullptr);
@@ -139,12 +73,12 @@ PyObject* backward(const char* fn, bool instance, PyObject* dy_obj, PyObject* x_
   put_samples_first(work);
   const bool moved = work.array.get() != x.array.get();
   const Ref dy = moved ? Ref::checked(PyArray_NewCopy(dy_given.array(), NPY_CORDER)) : Ref::borrow(dy_given.get());
-  const Plan p = make_plan(fn, work, axis, groups);
-  const Result::Input inputs[] = {{dy_obj, "dy", true},
-                                  {x_obj, "x", true},
-                                  {mean.given.get(), "mean", false},
-                                  {rstd.given.get(), "rstd", false},
-                                  {w.given.get(), "weight", false}};
+  const GroupPlan p = group_plan(fn, work, axis, groups);
+  const Input inputs[] = {{dy_obj, "dy", true},
+                          {x_obj, "x", true},
+                          {mean.given.get(), "mean", false},
+                          {rstd.given.get(), "rstd", false},
+                          {w.given.get(), "weight", false}};
   std::optional<Result> dx;
   if (needs & need_x) dx.emplace(fn, out, x, inputs, 5);
   std::vector<double> dweight(needs & need_weight ? size_t(channels) : 0),

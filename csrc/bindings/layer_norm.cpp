@@ -4,7 +4,7 @@
 #include <optional>
 #include <vector>
 
-#include "arrays.h"
+#include "plans.h"
 
 namespace nf {
 namespace {
@@ -13,67 +13,6 @@ struct Norm {
   const char* fn;
   bool center;
 };
-
-// How the normalised axes lie in memory, and what follows for parameters and statistics.
-struct Plan {
-  enum { by_rows, by_columns, gathered } kind;
-  Rows rows;
-  Columns columns;
-  int64_t n = 1, count = 1;  // cells of a reduction, reductions
-  int param_nd = 0;
-  npy_intp param_dims[NPY_MAXDIMS];  // the normalised axes, in the order of x
-  int param_order[NPY_MAXDIMS];      // the same in memory order
-  npy_intp stat_dims[NPY_MAXDIMS];
-  bool params_permuted = false;
-  const int* param_permutation() const { return params_permuted ? param_order : nullptr; }
-};
-
-Plan make_plan(const char* fn, const Source& x, const Axes& axes) {
-  Plan p;
-  int index_of[NPY_MAXDIMS];
-  for (int i = 0; i < x.nd(); ++i) {
-    p.stat_dims[i] = axes.reduced[i] ? 1 : x.dim(i);
-    if (axes.reduced[i]) {
-      index_of[i] = p.param_nd;
-      p.param_dims[p.param_nd++] = x.dim(i);
-      p.n *= x.dim(i);
-    } else {
-      p.count *= x.dim(i);
-    }
-  }
-  if (p.n == 0)
-    fail(PyExc_ValueError, "%s: x must have elements along the normalised axes, got shape %R", fn,
-         shape_of(x.nd(), x.dims()).get());
-  // Runs of neighbouring axes, in memory order, that are all normalised or all kept. Axes of length one count too:
-  // the kernel, and so the bits, must not depend on how many reductions there are.
-  int64_t sizes[NPY_MAXDIMS + 1];
-  bool kinds[NPY_MAXDIMS + 1];
-  int runs = 0, params = 0;
-  for (int i = 0; i < x.nd(); ++i) {
-    const int axis = x.order.axis[i];
-    if (runs == 0 || kinds[runs - 1] != axes.reduced[axis]) kinds[runs] = axes.reduced[axis], sizes[runs++] = 1;
-    sizes[runs - 1] *= x.dim(axis);
-    if (axes.reduced[axis]) p.param_order[params++] = index_of[axis];
-  }
-  for (int i = 0; i < params; ++i) p.params_permuted = p.params_permuted || p.param_order[i] != i;
-  const bool ends_reduced = runs > 0 && kinds[runs - 1];
-  if (axes.count == 0) {
-    p.kind = Plan::by_rows, p.rows = {p.count, 1, 1, 1};
-  } else if (ends_reduced && runs <= 2) {
-    p.kind = Plan::by_rows, p.rows = {p.count, p.n, 1, 1};
-  } else if (!ends_reduced && runs <= 3) {
-    p.kind = Plan::by_columns;
-    p.columns = {runs == 3 ? sizes[0] : 1, sizes[runs - 2], sizes[runs - 1], 1, 0, false};
-  } else {
-    p.kind = Plan::gathered, p.rows = {p.count, p.n, 1, 1};
-    p.params_permuted = false;  // gathered rows have the order of x
-  }
-  return p;
-}
-
-const int* stat_permutation(const Plan& p, const Source& x) {
-  return x.order.identity || p.kind == Plan::gathered ? nullptr : x.order.axis;
-}
 
 // ---- axes that fit neither geometry: rows are gathered into a small buffer, a part of x at a time -------------------
 
@@ -142,7 +81,7 @@ void forward_gathered(const RowsForward& all, const Source& x, const Axes& axes,
 }
 
 void backward_gathered(const RowsBackward& all, const Source& x, const Axes& axes, PyObject* dy, PyArrayObject* dx,
-                       const Stat& mean, const Stat& rstd, const Plan& p) {
+                       const Stat& mean, const Stat& rstd, const LayerPlan& p) {
   const Gather g(x, axes);
   std::vector<double> part_w, part_b;
   if (all.dweight != nullptr) part_w.resize(size_t(p.n)), std::memset(all.dweight, 0, sizeof(double) * size_t(p.n));
@@ -180,14 +119,14 @@ PyObject* forward(const Norm& norm, PyObject* x_obj, PyObject* w_obj, PyObject* 
   const char* fn = norm.fn;
   const Source x = take_source(fn, "x", x_obj);
   const Axes axes = take_axes(fn, axis, x.nd());
-  const Plan p = make_plan(fn, x, axes);
+  const LayerPlan p = layer_plan(fn, x, axes);
   const double eps = take_eps(fn, eps_obj);
   const Param w =
       take_param(fn, "weight", w_obj, x, p.param_nd, p.param_dims, p.param_permutation(), "the normalised axes of x");
   const Param b =
       take_param(fn, "bias", b_obj, x, p.param_nd, p.param_dims, p.param_permutation(), "the normalised axes of x");
   const bool stats = take_bool(fn, "return_stats", stats_obj);
-  const Result::Input inputs[] = {{x_obj, "x", true}, {w.given.get(), "weight", false}, {b.given.get(), "bias", false}};
+  const Input inputs[] = {{x_obj, "x", true}, {w.given.get(), "weight", false}, {b.given.get(), "bias", false}};
   Result y(fn, out, x, inputs, 3);
   Ref mean, rstd;
   if (stats) {
@@ -199,13 +138,13 @@ PyObject* forward(const Norm& norm, PyObject* x_obj, PyObject* w_obj, PyObject* 
   void* rstd_data = rstd ? PyArray_DATA(rstd.array()) : nullptr;
   if (p.count > 0) {
     bool ok = true;
-    if (p.kind == Plan::by_columns) {
+    if (p.kind == LayerPlan::by_columns) {
       const ColumnsForward a{p.columns, x.data(), y.data(), w.data, b.data,     mean_data,
                              rstd_data, nullptr,  nullptr,  eps,    norm.center};
       ok = without_gil(x.bytes(), [&] { return kernels().columns_forward[int(x.dtype)](a); });
     } else {
       const RowsForward a{p.rows, x.data(), y.data(), w.data, b.data, mean_data, rstd_data, eps, norm.center};
-      if (p.kind == Plan::gathered)
+      if (p.kind == LayerPlan::gathered)
         forward_gathered(a, x, axes, y.array(), mean ? mean.array() : nullptr, rstd ? rstd.array() : nullptr);
       else ok = without_gil(x.bytes(), [&] { return kernels().rows_forward[int(x.dtype)](a); });
     }
@@ -227,7 +166,7 @@ PyObject* backward(const Norm& norm, PyObject* dy_obj, PyObject* x_obj, PyObject
   const Source x = take_source(fn, "x", x_obj);
   const Ref dy = take_like(fn, "dy", dy_obj, x);
   const Axes axes = take_axes(fn, axis, x.nd());
-  const Plan p = make_plan(fn, x, axes);
+  const LayerPlan p = layer_plan(fn, x, axes);
   Stat mean;
   if (norm.center) mean = take_stat(fn, "mean", mean_obj, x.nd(), p.stat_dims, stat_permutation(p, x));
   const Stat rstd = take_stat(fn, "rstd", rstd_obj, x.nd(), p.stat_dims, stat_permutation(p, x));
@@ -238,11 +177,11 @@ PyObject* backward(const Norm& norm, PyObject* dy_obj, PyObject* x_obj, PyObject
   Ref items[3];
   std::optional<Result> dx;
   if (needs & need_x) {
-    const Result::Input inputs[] = {{dy_obj, "dy", true},
-                                    {x_obj, "x", true},
-                                    {mean.given.get(), "mean", false},
-                                    {rstd.given.get(), "rstd", false},
-                                    {w.given.get(), "weight", false}};
+    const Input inputs[] = {{dy_obj, "dy", true},
+                            {x_obj, "x", true},
+                            {mean.given.get(), "mean", false},
+                            {rstd.given.get(), "rstd", false},
+                            {w.given.get(), "weight", false}};
     dx.emplace(fn, out, x, inputs, 5);
   }
   // Both gradients in one piece: the kernel can then sum into it directly.
@@ -252,7 +191,7 @@ PyObject* backward(const Norm& norm, PyObject* dy_obj, PyObject* x_obj, PyObject
   if (p.count > 0 && needs != 0) {
     bool ok = true;
     void* dx_data = dx ? dx->data() : nullptr;
-    if (p.kind == Plan::by_columns) {
+    if (p.kind == LayerPlan::by_columns) {
       const ColumnsBackward a{p.columns,  PyArray_DATA(dy.array()),
                               x.data(),   mean.data,
                               rstd.data,  w.data,
@@ -266,7 +205,8 @@ PyObject* backward(const Norm& norm, PyObject* dy_obj, PyObject* x_obj, PyObject
                            rstd.data,  w.data,
                            dx_data,    dweight_data,
                            dbias_data, norm.center};
-      if (p.kind == Plan::gathered) backward_gathered(a, x, axes, dy.get(), dx ? dx->array() : nullptr, mean, rstd, p);
+      if (p.kind == LayerPlan::gathered)
+        backward_gathered(a, x, axes, dy.get(), dx ? dx->array() : nullptr, mean, rstd, p);
       else ok = without_gil(x.bytes(), [&] { return kernels().rows_backward[int(x.dtype)](a); });
     }
     if (!ok) out_of_memory();

@@ -43,47 +43,6 @@ static Ref new_like(const Source& x) {
   return Ref::checked(PyArray_NewLikeArray(a, NPY_KEEPORDER, descr, 0));
 }
 
-struct Span {
-  const char *begin, *end;
-};
-static Span bounds(PyArrayObject* a) {
-  const char *lo = static_cast<const char*>(PyArray_DATA(a)), *hi = lo;
-  if (PyArray_SIZE(a) == 0) return {lo, lo};
-  for (int i = 0; i < PyArray_NDIM(a); ++i) {
-    const npy_intp reach = (PyArray_DIM(a, i) - 1) * PyArray_STRIDE(a, i);
-    if (reach < 0) lo += reach;
-    else hi += reach;
-  }
-  return {lo, hi + PyArray_ITEMSIZE(a)};
-}
-
-bool arrays_overlap(PyArrayObject* a, PyArrayObject* b) {
-  const Span s = bounds(a), t = bounds(b);
-  if (s.begin >= t.end || t.begin >= s.end) return false;
-  Ref numpy = Ref::checked(PyImport_ImportModule("numpy"));
-  Ref shares(PyObject_CallMethod(numpy.get(), "shares_memory", "OOi", a, b, 100000));
-  if (!shares) {  // too hard to tell: take the cautious answer
-    PyErr_Clear();
-    return true;
-  }
-  return shares.get() == Py_True;
-}
-
-static bool overlaps_itself(PyArrayObject* a) {
-  // Ordered by stride, every axis must step over all that the smaller ones reach.
-  if (PyArray_SIZE(a) == 0) return false;
-  Order order;
-  find_order(a, &order);
-  npy_intp reach = PyArray_ITEMSIZE(a);
-  for (int i = order.nd - 1; i >= 0; --i) {
-    const npy_intp n = PyArray_DIM(a, order.axis[i]), stride = std::llabs(PyArray_STRIDE(a, order.axis[i]));
-    if (n <= 1) continue;
-    if (stride < reach) return true;
-    reach += (n - 1) * stride;
-  }
-  return false;
-}
-
 Result::Result(const char* fn, PyObject* out, const Source& x, const Input* inputs, int count) {
   PyArrayObject* work = x.array.array();
   if (out == Py_None) {
@@ -92,30 +51,12 @@ Result::Result(const char* fn, PyObject* out, const Source& x, const Input* inpu
     if (x.copied && !x.order.identity) result_ = new_array(PyArray_DESCR(work), x.nd(), x.dims(), x.bytes(), x.data());
     return;
   }
-  if (!PyArray_Check(out))
-    fail(PyExc_TypeError, "%s: out must be a NumPy array, got %.100s", fn, Py_TYPE(out)->tp_name);
-  PyArrayObject* a = reinterpret_cast<PyArrayObject*>(out);
+  const Ref taken = as_written(fn, "out", "", out);
+  PyArrayObject* a = taken.array();
   if (!PyArray_EquivTypes(PyArray_DESCR(a), PyArray_DESCR(work)))
     fail(PyExc_TypeError, "%s: out must have dtype %S, that of the result, got %S", fn, PyArray_DESCR(work),
          PyArray_DESCR(a));
-  if (!same_dims(a, x.nd(), x.dims()))
-    fail(PyExc_ValueError, "%s: out must have shape %R, that of x, got %R", fn, shape_of(x.nd(), x.dims()).get(),
-         shape_of(PyArray_NDIM(a), PyArray_DIMS(a)).get());
-  if (!PyArray_ISWRITEABLE(a)) fail(PyExc_ValueError, "%s: out must be writable, got a read-only array", fn);
-  if (overlaps_itself(a))
-    fail(PyExc_ValueError, "%s: out must not overlap itself: some of its elements share memory", fn);
-  for (int i = 0; i < count; ++i) {
-    if (inputs[i].array == nullptr || !PyArray_Check(inputs[i].array)) continue;
-    PyArrayObject* b = reinterpret_cast<PyArrayObject*>(inputs[i].array);
-    if (inputs[i].same && PyArray_DATA(a) == PyArray_DATA(b) && same_dims(b, PyArray_NDIM(a), PyArray_DIMS(a)) &&
-        same_strides(a, b) && PyArray_EquivTypes(PyArray_DESCR(a), PyArray_DESCR(b)))
-      continue;
-    if (arrays_overlap(a, b))
-      fail(PyExc_ValueError,
-           inputs[i].same ? "%s: out must be %s itself or not overlap it, got an array that shares part of its memory"
-                          : "%s: out must not overlap %s, got an array that shares memory with it",
-           fn, inputs[i].name);
-  }
+  check_out(fn, a, x.nd(), x.dims(), inputs, count);
   if (is_plain(a) && same_strides(a, work)) {
     target_ = Ref::borrow(out);
   } else {
@@ -179,13 +120,6 @@ Ref new_gradient(const double* values, PyArray_Descr* given, int nd, const npy_i
   }
   if (permutation == nullptr) return a;
   return Ref::checked(PyArray_NewCopy(unpermuted(std::move(a), permutation).array(), NPY_CORDER));
-}
-
-PyObject* build_results(Ref* items, int count) {
-  Ref t = Ref::checked(PyTuple_New(count));
-  for (int i = 0; i < count; ++i)
-    PyTuple_SET_ITEM(t.get(), i, items[i] ? items[i].release() : Ref::borrow(Py_None).release());
-  return t.release();
 }
 
 }  // namespace nf

@@ -29,6 +29,7 @@ __all__ = [
     "__version__",
     "batch_norm",
     "batch_norm_backward",
+    "cuda",
     "get_num_threads",
     "group_norm",
     "group_norm_backward",
@@ -47,7 +48,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from . import reference
+    from . import cuda, reference
 
     __version__: str
 else:
@@ -58,10 +59,10 @@ else:
             from importlib.metadata import version
 
             value = version("normfast")
-        elif name == "reference":
+        elif name in ("cuda", "reference"):
             from importlib import import_module
 
-            value = import_module(".reference", __name__)
+            value = import_module(f".{name}", __name__)
         else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         globals()[name] = value

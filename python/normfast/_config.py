@@ -41,7 +41,9 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
         pool
             ``limit`` and ``held``, in bytes; see `set_pool_limit`.
         cuda
-            What is known of CUDA.
+            ``built``: whether the CUDA backend was; ``available``: whether it finds a device; ``toolkit`` and
+            ``architectures``: what it was built with and for; ``devices``: name and compute capability of each;
+            ``reason``: why there is none, or None.
         compiler
             The compiler and its version.
         numpy
@@ -77,7 +79,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
         "code_paths": core["code_paths"],
         "threads": core["threads"],
         "pool": core["pool"],
-        "cuda": core["cuda"],
+        "cuda": _cuda(),
         "compiler": core["compiler"],
         "numpy": np.__version__,
     }
@@ -86,6 +88,19 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     for key, value in config.items():
         print(f"{key + ':':<12}{_text(value)}")
     return None
+
+
+def _cuda() -> dict[str, Any]:
+    """What is known of CUDA: imports its module, which nothing else does before the first array on a device."""
+    try:
+        from ._cuda import config
+    except ModuleNotFoundError:
+        reason = "this build has no CUDA backend (NORMFAST_CUDA)"
+        return {"built": False, "available": False, "reason": reason}
+    except ImportError as error:
+        return {"built": True, "available": False, "reason": str(error)}
+    found = config()
+    return {"built": True, "available": bool(found["devices"]), **found}
 
 
 def _text(value: object) -> str:

@@ -2,7 +2,7 @@
 # The compiled module. Every function takes all arguments by position, in the order of the public function of its name;
 # defaults and documentation live there. Checks and messages live in C++.
 
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from ._typing import Array, ArrayLike, Axis, Gradient, Needs
 
@@ -16,7 +16,6 @@ class _Config(TypedDict):
     threads: int
     pool: _Pool
     compiler: str
-    cuda: dict[str, Any]
 
 def layer_norm(
     x: ArrayLike,
