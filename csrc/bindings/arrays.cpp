@@ -125,11 +125,6 @@ PyObject* call_on_device(const char* fn, PyObject* const* args, Py_ssize_t count
   return PyObject_Vectorcall(function.get(), args, size_t(count), nullptr);
 }
 
-static Ref cast_double(PyObject* array) {
-  return Ref::checked(PyArray_FromArray(reinterpret_cast<PyArrayObject*>(array), PyArray_DescrFromType(NPY_DOUBLE),
-                                        NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST));
-}
-
 Source take_source(const char* fn, const char* name, PyObject* obj) {
   Source s{as_array(fn, name, obj), {}, DType::f64, false};
   PyArray_Descr* d = PyArray_DESCR(s.array.array());
@@ -316,7 +311,8 @@ Param take_param(const char* fn, const char* name, PyObject* obj, const Source& 
   return p;
 }
 
-Stat take_stat(const char* fn, const char* name, PyObject* obj, int nd, const npy_intp* dims, const int* permutation) {
+Stat take_stat(const char* fn, const char* name, PyObject* obj, int nd, const npy_intp* dims, const int* permutation,
+               DType type) {
   Stat s;
   s.given = as_array(fn, name, obj);
   PyArrayObject* a = s.given.array();
@@ -326,12 +322,15 @@ Stat take_stat(const char* fn, const char* name, PyObject* obj, int nd, const np
   if (!same_dims(a, nd, dims))
     fail(PyExc_ValueError, "%s: %s must have shape %R, got %R", fn, name, shape_of(nd, dims).get(),
          shape_of(PyArray_NDIM(a), PyArray_DIMS(a)).get());
-  if (d->type_num == NPY_DOUBLE && permutation == nullptr && PyArray_ISCARRAY_RO(a)) {
-    s.data = static_cast<const double*>(PyArray_DATA(a));
+  const int number = type == DType::f64 ? NPY_DOUBLE : NPY_FLOAT;
+  if (d->type_num == number && permutation == nullptr && PyArray_ISCARRAY_RO(a)) {
+    s.data = PyArray_DATA(a);
     return s;
   }
-  s.array = cast_double(permuted(Ref::borrow(s.given.get()), permutation).get());
-  s.data = static_cast<const double*>(PyArray_DATA(s.array.array()));
+  const Ref turned = permuted(Ref::borrow(s.given.get()), permutation);
+  s.array = Ref::checked(
+      PyArray_FromArray(turned.array(), PyArray_DescrFromType(number), NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST));
+  s.data = PyArray_DATA(s.array.array());
   return s;
 }
 

@@ -140,13 +140,16 @@ struct Param {
 Param take_param(const char* fn, const char* name, PyObject* obj, const Source& x, int nd, const npy_intp* dims,
                  const int* permutation, const char* match);
 
-// A statistic as contiguous doubles.
+// A statistic, contiguous and of `type` (f64 or f32).
 struct Stat {
   Ref array;
   Ref given;
-  const double* data = nullptr;
+  const void* data = nullptr;
 };
-Stat take_stat(const char* fn, const char* name, PyObject* obj, int nd, const npy_intp* dims, const int* permutation);
+Stat take_stat(const char* fn, const char* name, PyObject* obj, int nd, const npy_intp* dims, const int* permutation,
+               DType type);
+// The type of statistics for cells of this type, as the kernels take them.
+inline DType stat_type(DType x) { return x == DType::f64 || x == DType::f32 ? DType::f64 : DType::f32; }
 
 // Which gradients are wanted.
 enum Need : int { need_x = 1, need_weight = 2, need_bias = 4 };
@@ -177,8 +180,22 @@ class Result {
 Ref new_stat(DType x, int nd, const npy_intp* dims, const int* permutation);
 Ref new_array(PyArray_Descr* borrowed, int nd, const npy_intp* dims, size_t bytes, const void* like);
 
-// A parameter gradient from contiguous doubles: rounded once to `descr`, un-permuted, shape `dims`.
-Ref new_gradient(const double* values, PyArray_Descr* borrowed, int nd, const npy_intp* dims, const int* permutation);
+// A parameter gradient of `descr` in native order, zeros at first, its axes permuted as the kernels write it.
+class ParamGradient {
+ public:
+  ParamGradient() = default;  // not wanted
+  ParamGradient(PyArray_Descr* borrowed, int nd, const npy_intp* dims, const int* permutation);
+  void* data() const { return array_ ? PyArray_DATA(array_.array()) : nullptr; }
+  DType type() const { return type_; }
+  // Doubles in the order of the kernels, rounded once.
+  void fill(const double* values);
+  Ref finish();  // null where not wanted
+
+ private:
+  Ref array_;
+  const int* permutation_ = nullptr;
+  DType type_ = DType::f64;
+};
 
 // Doubles into an array made by new_stat.
 void fill_stat(const Ref& stat, const double* values);

@@ -26,16 +26,18 @@ Running take_running(const char* fn, const char* name, PyObject* obj, const Sour
     if (!PyArray_ISWRITEABLE(r.target))
       fail(PyExc_ValueError, "%s: %s must be writable, since it is updated in place, got a read-only array", fn, name);
   }
-  r.values = take_stat(fn, name, as_param.given.get(), 1, &p.channels, nullptr);
+  r.values = take_stat(fn, name, as_param.given.get(), 1, &p.channels, nullptr, DType::f64);
   return r;
 }
 
 void store_running(const Running& r, const double* batch, npy_intp channels, double weight) {
   std::vector<double> next(static_cast<size_t>(channels));
-  for (npy_intp c = 0; c < channels; ++c) next[size_t(c)] = running_average(r.values.data[c], batch[c], weight);
+  const double* before = static_cast<const double*>(r.values.data);
+  for (npy_intp c = 0; c < channels; ++c) next[size_t(c)] = running_average(before[c], batch[c], weight);
   // Rounded once to the array's dtype, then laid down whatever its strides and byte order.
-  Ref rounded = new_gradient(next.data(), PyArray_DESCR(r.target), 1, &channels, nullptr);
-  if (PyArray_CopyInto(r.target, rounded.array()) < 0) throw Failure{};
+  ParamGradient rounded(PyArray_DESCR(r.target), 1, &channels, nullptr);
+  rounded.fill(next.data());
+  if (PyArray_CopyInto(r.target, rounded.finish().array()) < 0) throw Failure{};
 }
 
 PyObject* batch_norm(PyObject*, PyObject* const* a, Py_ssize_t) {
@@ -96,8 +98,9 @@ PyObject* batch_norm(PyObject*, PyObject* const* a, Py_ssize_t) {
         store_running(rv, batch_var.data(), p.channels, running.weight);
       }
     } else {
-      for (size_t c = 0; c < channels; ++c)
-        batch_mean[c] = rm.values.data[c], batch_var[c] = rstd_given(rv.values.data[c], eps);
+      const double *mean_in = static_cast<const double*>(rm.values.data),
+                   *var_in = static_cast<const double*>(rv.values.data);
+      for (size_t c = 0; c < channels; ++c) batch_mean[c] = mean_in[c], batch_var[c] = rstd_given(var_in[c], eps);
       const AffineMap args{p.columns, x.data(), y.data(), batch_mean.data(), batch_var.data(), w.data, b.data};
       if (x.size() > 0) ok = without_gil(x.bytes(), [&] { return kernels().affine[int(x.dtype)](args); });
       if (!ok) out_of_memory();
@@ -118,8 +121,8 @@ PyObject* batch_norm_backward(PyObject*, PyObject* const* a, Py_ssize_t) {
     const Ref dy = take_like(fn, "dy", dy_obj, x);
     const BatchPlan p = batch_plan(fn, x, a[6]);
     const bool training = take_bool(fn, "training", a[5]);
-    const Stat mean = take_stat(fn, "mean", a[2], 1, &p.channels, nullptr);
-    const Stat rstd = take_stat(fn, "rstd", a[3], 1, &p.channels, nullptr);
+    const Stat mean = take_stat(fn, "mean", a[2], 1, &p.channels, nullptr, stat_type(x.dtype));
+    const Stat rstd = take_stat(fn, "rstd", a[3], 1, &p.channels, nullptr, stat_type(x.dtype));
     const Param w = take_param(fn, "weight", w_obj, x, 1, &p.channels, nullptr, p.match);
     const int needs = take_needs(fn, a[7], w_obj != Py_None, true);
     if (out != Py_None && !(needs & need_x)) refuse_out(fn);
@@ -131,8 +134,10 @@ PyObject* batch_norm_backward(PyObject*, PyObject* const* a, Py_ssize_t) {
                             {w.given.get(), "weight", false}};
     std::optional<Result> dx;
     if (needs & need_x) dx.emplace(fn, out, x, inputs, 5);
-    std::vector<double> dweight(needs & need_weight ? size_t(p.channels) : 0),
-        dbias(needs & need_bias ? size_t(p.channels) : 0);
+    PyArray_Descr* descr = w.descr != nullptr ? w.descr : PyArray_DESCR(x.array.array());
+    ParamGradient dweight, dbias;
+    if (needs & need_weight) dweight = ParamGradient(descr, 1, &p.channels, nullptr);
+    if (needs & need_bias) dbias = ParamGradient(descr, 1, &p.channels, nullptr);
     const ColumnsBackward args{p.columns,
                                PyArray_DATA(dy.array()),
                                x.data(),
@@ -140,18 +145,17 @@ PyObject* batch_norm_backward(PyObject*, PyObject* const* a, Py_ssize_t) {
                                rstd.data,
                                w.data,
                                dx ? dx->data() : nullptr,
-                               needs & need_weight ? dweight.data() : nullptr,
-                               needs & need_bias ? dbias.data() : nullptr,
+                               dweight.data(),
+                               dbias.data(),
+                               needs & need_weight ? dweight.type() : dbias.type(),
                                true,
                                !training};
     if (x.size() > 0 && needs != 0 &&
         !without_gil(x.bytes(), [&] { return kernels().columns_backward[int(x.dtype)](args); }))
       out_of_memory();
-    PyArray_Descr* descr = w.descr != nullptr ? w.descr : PyArray_DESCR(x.array.array());
     Ref items[3];
     if (dx) items[0] = dx->finish();
-    if (needs & need_weight) items[1] = new_gradient(dweight.data(), descr, 1, &p.channels, nullptr);
-    if (needs & need_bias) items[2] = new_gradient(dbias.data(), descr, 1, &p.channels, nullptr);
+    items[1] = dweight.finish(), items[2] = dbias.finish();
     return build_results(items, 3);
   });
 }

@@ -63,8 +63,8 @@ PyObject* backward(const char* fn, bool instance, PyObject* dy_obj, PyObject* x_
   const npy_intp groups =
       instance ? channels : groups_of(fn, as_array(fn, "mean", mean_obj).array(), x.dim(0), channels);
   const npy_intp stat_dims[2] = {x.dim(0), groups};
-  const Stat mean = take_stat(fn, "mean", mean_obj, 2, stat_dims, nullptr);
-  const Stat rstd = take_stat(fn, "rstd", rstd_obj, 2, stat_dims, nullptr);
+  const Stat mean = take_stat(fn, "mean", mean_obj, 2, stat_dims, nullptr, stat_type(x.dtype));
+  const Stat rstd = take_stat(fn, "rstd", rstd_obj, 2, stat_dims, nullptr, stat_type(x.dtype));
   const Match match(axis);
   const Param w = take_param(fn, "weight", w_obj, x, 1, &channels, nullptr, match.text);
   const int needs = take_needs(fn, needs_obj, w_obj != Py_None, true);
@@ -81,28 +81,27 @@ PyObject* backward(const char* fn, bool instance, PyObject* dy_obj, PyObject* x_
                           {w.given.get(), "weight", false}};
   std::optional<Result> dx;
   if (needs & need_x) dx.emplace(fn, out, x, inputs, 5);
-  std::vector<double> dweight(needs & need_weight ? size_t(channels) : 0),
-      dbias(needs & need_bias ? size_t(channels) : 0);
-  double* dweight_data = needs & need_weight ? dweight.data() : nullptr;
-  double* dbias_data = needs & need_bias ? dbias.data() : nullptr;
+  PyArray_Descr* descr = w.descr != nullptr ? w.descr : PyArray_DESCR(x.array.array());
+  ParamGradient dweight, dbias;
+  if (needs & need_weight) dweight = ParamGradient(descr, 1, &channels, nullptr);
+  if (needs & need_bias) dbias = ParamGradient(descr, 1, &channels, nullptr);
+  const DType gradient_type = needs & need_weight ? dweight.type() : dbias.type();
   void* dx_data = !(needs & need_x) ? nullptr : moved ? PyArray_DATA(work.array.array()) : dx->data();
   if (p.samples * groups > 0 && needs != 0) {
     const bool ok = without_gil(x.bytes(), [&] {
       const void* g = PyArray_DATA(dy.array());
       if (p.by_rows)
-        return kernels().rows_backward[int(x.dtype)](
-            {p.rows, g, work.data(), mean.data, rstd.data, w.data, dx_data, dweight_data, dbias_data, true});
-      return kernels().columns_backward[int(x.dtype)](
-          {p.columns, g, work.data(), mean.data, rstd.data, w.data, dx_data, dweight_data, dbias_data, true, false});
+        return kernels().rows_backward[int(x.dtype)]({p.rows, g, work.data(), mean.data, rstd.data, w.data, dx_data,
+                                                      dweight.data(), dbias.data(), gradient_type, true});
+      return kernels().columns_backward[int(x.dtype)]({p.columns, g, work.data(), mean.data, rstd.data, w.data, dx_data,
+                                                       dweight.data(), dbias.data(), gradient_type, true, false});
     });
     if (!ok) out_of_memory();
   }
   if (moved && dx && PyArray_CopyInto(dx->array(), work.array.array()) < 0) throw Failure{};
-  PyArray_Descr* descr = w.descr != nullptr ? w.descr : PyArray_DESCR(x.array.array());
   Ref items[3];
   if (dx) items[0] = dx->finish();
-  if (needs & need_weight) items[1] = new_gradient(dweight_data, descr, 1, &channels, nullptr);
-  if (needs & need_bias) items[2] = new_gradient(dbias_data, descr, 1, &channels, nullptr);
+  items[1] = dweight.finish(), items[2] = dbias.finish();
   return build_results(items, 3);
 }
 

@@ -81,14 +81,15 @@ void forward_gathered(const RowsForward& all, const Source& x, const Axes& axes,
 }
 
 void backward_gathered(const RowsBackward& all, const Source& x, const Axes& axes, PyObject* dy, PyArrayObject* dx,
-                       const Stat& mean, const Stat& rstd, const LayerPlan& p) {
+                       const Stat& mean, const Stat& rstd, const LayerPlan& p, ParamGradient& dweight,
+                       ParamGradient& dbias) {
   const Gather g(x, axes);
-  std::vector<double> part_w, part_b;
-  if (all.dweight != nullptr) part_w.resize(size_t(p.n)), std::memset(all.dweight, 0, sizeof(double) * size_t(p.n));
-  if (all.dbias != nullptr) part_b.resize(size_t(p.n)), std::memset(all.dbias, 0, sizeof(double) * size_t(p.n));
-  const auto shaped = [&](const double* data) {
+  std::vector<double> part_w(all.dweight != nullptr ? size_t(p.n) : 0), part_b(all.dbias != nullptr ? size_t(p.n) : 0);
+  std::vector<double> total_w(part_w.size()), total_b(part_b.size());
+  const auto shaped = [&](const void* data) {
+    const int number = stat_type(x.dtype) == DType::f64 ? NPY_DOUBLE : NPY_FLOAT;
     return Ref::checked(
-        PyArray_SimpleNewFromData(x.nd(), const_cast<npy_intp*>(p.stat_dims), NPY_DOUBLE, const_cast<double*>(data)));
+        PyArray_SimpleNewFromData(x.nd(), const_cast<npy_intp*>(p.stat_dims), number, const_cast<void*>(data)));
   };
   Ref mean_array, rstd_array = shaped(rstd.data);
   if (mean.data != nullptr) mean_array = shaped(mean.data);
@@ -99,17 +100,20 @@ void backward_gathered(const RowsBackward& all, const Source& x, const Axes& axe
     RowsBackward a = all;
     a.g.count = all.g.count / g.length() * (end - at);
     a.x = PyArray_DATA(x_part.array()), a.dy = PyArray_DATA(dy_part.array());
-    if (mean_array) m = g.copy(mean_array.get(), at, end), a.mean = static_cast<double*>(PyArray_DATA(m.array()));
-    a.rstd = static_cast<double*>(PyArray_DATA(r.array()));
+    if (mean_array) m = g.copy(mean_array.get(), at, end), a.mean = PyArray_DATA(m.array());
+    a.rstd = PyArray_DATA(r.array());
     a.dx = dx != nullptr ? PyArray_DATA(dy_part.array()) : nullptr;
     a.dweight = all.dweight != nullptr ? part_w.data() : nullptr;
     a.dbias = all.dbias != nullptr ? part_b.data() : nullptr;
+    a.gradient_type = DType::f64;
     if (!without_gil(size_t(PyArray_NBYTES(x_part.array())), [&] { return kernels().rows_backward[int(x.dtype)](a); }))
       out_of_memory();
     if (dx != nullptr) g.put(reinterpret_cast<PyObject*>(dx), at, end, dy_part);
-    for (size_t i = 0; i < part_w.size(); ++i) all.dweight[i] += part_w[i];
-    for (size_t i = 0; i < part_b.size(); ++i) all.dbias[i] += part_b[i];
+    for (size_t i = 0; i < part_w.size(); ++i) total_w[i] += part_w[i];
+    for (size_t i = 0; i < part_b.size(); ++i) total_b[i] += part_b[i];
   }
+  if (!total_w.empty()) dweight.fill(total_w.data());
+  if (!total_b.empty()) dbias.fill(total_b.data());
 }
 
 // ---- forward -----------------------------------------------------------------------------------------------------------
@@ -167,9 +171,10 @@ PyObject* backward(const Norm& norm, PyObject* dy_obj, PyObject* x_obj, PyObject
   const Ref dy = take_like(fn, "dy", dy_obj, x);
   const Axes axes = take_axes(fn, axis, x.nd());
   const LayerPlan p = layer_plan(fn, x, axes);
+  const DType type = stat_type(x.dtype);
   Stat mean;
-  if (norm.center) mean = take_stat(fn, "mean", mean_obj, x.nd(), p.stat_dims, stat_permutation(p, x));
-  const Stat rstd = take_stat(fn, "rstd", rstd_obj, x.nd(), p.stat_dims, stat_permutation(p, x));
+  if (norm.center) mean = take_stat(fn, "mean", mean_obj, x.nd(), p.stat_dims, stat_permutation(p, x), type);
+  const Stat rstd = take_stat(fn, "rstd", rstd_obj, x.nd(), p.stat_dims, stat_permutation(p, x), type);
   const Param w =
       take_param(fn, "weight", w_obj, x, p.param_nd, p.param_dims, p.param_permutation(), "the normalised axes of x");
   const int needs = take_needs(fn, needs_obj, w_obj != Py_None, norm.center);
@@ -184,38 +189,29 @@ PyObject* backward(const Norm& norm, PyObject* dy_obj, PyObject* x_obj, PyObject
                             {w.given.get(), "weight", false}};
     dx.emplace(fn, out, x, inputs, 5);
   }
-  // Both gradients in one piece: the kernel can then sum into it directly.
-  std::vector<double> gradients(size_t(p.n) * (((needs & need_weight) != 0) + ((needs & need_bias) != 0)));
-  double* dweight_data = needs & need_weight ? gradients.data() : nullptr;
-  double* dbias_data = needs & need_bias ? gradients.data() + (needs & need_weight ? p.n : 0) : nullptr;
+  PyArray_Descr* descr = w.descr != nullptr ? w.descr : PyArray_DESCR(x.array.array());
+  ParamGradient dweight, dbias;
+  if (needs & need_weight) dweight = ParamGradient(descr, p.param_nd, p.param_dims, p.param_permutation());
+  if (needs & need_bias) dbias = ParamGradient(descr, p.param_nd, p.param_dims, p.param_permutation());
+  const DType gradient_type = needs & need_weight ? dweight.type() : dbias.type();
   if (p.count > 0 && needs != 0) {
     bool ok = true;
     void* dx_data = dx ? dx->data() : nullptr;
     if (p.kind == LayerPlan::by_columns) {
-      const ColumnsBackward a{p.columns,  PyArray_DATA(dy.array()),
-                              x.data(),   mean.data,
-                              rstd.data,  w.data,
-                              dx_data,    dweight_data,
-                              dbias_data, norm.center,
-                              false};
+      const ColumnsBackward a{p.columns, PyArray_DATA(dy.array()), x.data(),     mean.data,     rstd.data,   w.data,
+                              dx_data,   dweight.data(),           dbias.data(), gradient_type, norm.center, false};
       ok = without_gil(x.bytes(), [&] { return kernels().columns_backward[int(x.dtype)](a); });
     } else {
-      const RowsBackward a{p.rows,     PyArray_DATA(dy.array()),
-                           x.data(),   mean.data,
-                           rstd.data,  w.data,
-                           dx_data,    dweight_data,
-                           dbias_data, norm.center};
+      const RowsBackward a{p.rows,  PyArray_DATA(dy.array()), x.data(),     mean.data,     rstd.data,  w.data,
+                           dx_data, dweight.data(),           dbias.data(), gradient_type, norm.center};
       if (p.kind == LayerPlan::gathered)
-        backward_gathered(a, x, axes, dy.get(), dx ? dx->array() : nullptr, mean, rstd, p);
+        backward_gathered(a, x, axes, dy.get(), dx ? dx->array() : nullptr, mean, rstd, p, dweight, dbias);
       else ok = without_gil(x.bytes(), [&] { return kernels().rows_backward[int(x.dtype)](a); });
     }
     if (!ok) out_of_memory();
   }
-  PyArray_Descr* descr = w.descr != nullptr ? w.descr : PyArray_DESCR(x.array.array());
   if (dx) items[0] = dx->finish();
-  if (needs & need_weight)
-    items[1] = new_gradient(dweight_data, descr, p.param_nd, p.param_dims, p.param_permutation());
-  if (needs & need_bias) items[2] = new_gradient(dbias_data, descr, p.param_nd, p.param_dims, p.param_permutation());
+  items[1] = dweight.finish(), items[2] = dbias.finish();
   return build_results(items, norm.center ? 3 : 2);
 }
 

@@ -102,24 +102,29 @@ template <class T> static void round_to(void* out, const double* values, npy_int
   for (npy_intp i = 0; i < n; ++i) p[i] = Cast<T>::from(values[i]);
 }
 
-Ref new_gradient(const double* values, PyArray_Descr* given, int nd, const npy_intp* dims, const int* permutation) {
-  DType dtype = DType::f64;
-  float_type(given, &dtype);
+ParamGradient::ParamGradient(PyArray_Descr* given, int nd, const npy_intp* dims, const int* permutation)
+    : permutation_(permutation) {
+  float_type(given, &type_);
   PyArray_Descr* descr = PyArray_DescrNewByteorder(given, NPY_NATIVE);
   if (descr == nullptr) throw Failure{};
   npy_intp order[NPY_MAXDIMS];
   for (int i = 0; i < nd; ++i) order[i] = dims[permutation != nullptr ? permutation[i] : i];
-  Ref a = Ref::checked(PyArray_NewFromDescr(&PyArray_Type, descr, nd, order, nullptr, nullptr, 0, nullptr));
-  const npy_intp n = PyArray_SIZE(a.array());
-  void* out = PyArray_DATA(a.array());
-  switch (dtype) {
-    case DType::f64: round_to<double>(out, values, n); break;
-    case DType::f32: round_to<float>(out, values, n); break;
-    case DType::f16: round_to<f16>(out, values, n); break;
-    case DType::bf16: round_to<bf16>(out, values, n); break;
+  array_ = Ref::checked(PyArray_Zeros(nd, order, descr, 0));
+}
+
+void ParamGradient::fill(const double* values) {
+  const npy_intp n = PyArray_SIZE(array_.array());
+  switch (type_) {
+    case DType::f64: round_to<double>(data(), values, n); break;
+    case DType::f32: round_to<float>(data(), values, n); break;
+    case DType::f16: round_to<f16>(data(), values, n); break;
+    case DType::bf16: round_to<bf16>(data(), values, n); break;
   }
-  if (permutation == nullptr) return a;
-  return Ref::checked(PyArray_NewCopy(unpermuted(std::move(a), permutation).array(), NPY_CORDER));
+}
+
+Ref ParamGradient::finish() {
+  if (!array_ || permutation_ == nullptr) return std::move(array_);
+  return Ref::checked(PyArray_NewCopy(unpermuted(std::move(array_), permutation_).array(), NPY_CORDER));
 }
 
 }  // namespace nf

@@ -68,6 +68,8 @@ template <class T> NF_INLINE MatrixCut cut_matrix(const Columns& g, int arrays, 
   // Narrower than this, the runs of a row are too short for the memory system.
   const int64_t least = smaller(cut.width, 512);
   if (tile * column_bytes > budget) tile = larger(least, budget / column_bytes);
+  // Where columns are short, their tables are larger than their cells.
+  tile = smaller(tile, 8192);
   // Whole channels and, if possible, whole vectors.
   // Layer norm over a middle axis sums dweight over segments of the row: tiles hold whole ones.
   const int64_t step = g.param_span == 0  ? row_segment

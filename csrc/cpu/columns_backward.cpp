@@ -150,6 +150,7 @@ template <class T> void shared_units(Backward<T>& f) {
 
 template <class T> void sum_params(const Backward<T>& f) {
   const Columns& g = f.g;
+  GradientWriter out(f.a.gradient_type, f.a.dweight, f.a.dbias);
   if (f.row_sums != nullptr) {
     for (int64_t o = 0; o < g.outer; ++o) {
       double w = 0, b = 0;
@@ -157,9 +158,9 @@ template <class T> void sum_params(const Backward<T>& f) {
         const double* sums = f.row_sums + (i * g.outer + o) * 2;
         b += sums[0], w += sums[1];
       }
-      if (f.a.dweight != nullptr) f.a.dweight[o] = w;
-      if (f.a.dbias != nullptr) f.a.dbias[o] = b;
+      out.add(w, b);
     }
+    out.flush();
     return;
   }
   const int64_t row = f.is_planes ? g.channels : f.matrix.width, each = f.is_planes ? 1 : g.param_span;
@@ -170,9 +171,9 @@ template <class T> void sum_params(const Backward<T>& f) {
         const double* sums = f.column_sums + (i * row + c) * 2;
         b += sums[0], w += sums[1];
       }
-    if (f.a.dweight != nullptr) f.a.dweight[p] = w;
-    if (f.a.dbias != nullptr) f.a.dbias[p] = b;
+    out.add(w, b);
   }
+  out.flush();
 }
 
 template <class T> bool backward(const ColumnsBackward& a) {

@@ -61,10 +61,12 @@ template <class T> NF_INLINE const T* item(const Backward<T>& f, const void* p, 
   return static_cast<const T*>(p) + b * f.g.outer * f.g.channels * f.g.span;
 }
 template <class T> NF_INLINE double mean_of(const Backward<T>& f, const Unit<T>& u, int64_t i) {
-  return f.a.mean != nullptr ? f.a.mean[u.b * f.g.channels + u.c0 / f.g.span + i] : 0.0;
+  using S = typename TypeOf<T>::stat;
+  return f.a.mean != nullptr ? double(static_cast<const S*>(f.a.mean)[u.b * f.g.channels + u.c0 / f.g.span + i]) : 0.0;
 }
 template <class T> NF_INLINE double rstd_at(const Backward<T>& f, const Unit<T>& u, int64_t i) {
-  return f.a.rstd[u.b * f.g.channels + u.c0 / f.g.span + i];
+  using S = typename TypeOf<T>::stat;
+  return double(static_cast<const S*>(f.a.rstd)[u.b * f.g.channels + u.c0 / f.g.span + i]);
 }
 template <class T> NF_INLINE bool by_rows(const Backward<T>& f) { return f.g.param_span == 0; }
 template <class T> NF_INLINE bool fits(const Backward<T>& f, const Unit<T>& u, int64_t i) {

@@ -11,7 +11,7 @@
 namespace nf {
 
 // Pointers of one call. `weight` and `bias` are contiguous and of the compute type (float; double for float64
-// data), statistics going out are of the stat type, statistics coming in and parameter gradients are double.
+// data), statistics are of the stat type (TypeOf; double for AffineMap), parameter gradients of `gradient_type`.
 // Null means: not given, or not wanted.
 
 struct RowsForward {
@@ -27,10 +27,11 @@ struct RowsForward {
 struct RowsBackward {
   Rows g;
   const void *dy, *x;
-  const double *mean, *rstd;
+  const void *mean, *rstd;
   const void* weight;
   void* dx;
-  double *dweight, *dbias;
+  void *dweight, *dbias;
+  DType gradient_type;
   bool center;
 };
 
@@ -48,10 +49,11 @@ struct ColumnsForward {
 struct ColumnsBackward {
   Columns g;
   const void *dy, *x;
-  const double *mean, *rstd;
+  const void *mean, *rstd;
   const void* weight;
   void* dx;
-  double *dweight, *dbias;
+  void *dweight, *dbias;
+  DType gradient_type;
   bool center;
   bool frozen;  // the statistics are constants: no gradient flows through them
 };

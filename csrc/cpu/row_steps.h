@@ -32,7 +32,12 @@ template <class T> struct Backward {
   int threads = 1;
 };
 
-NF_INLINE double mean_of(const RowsBackward& a, int64_t r) { return a.mean != nullptr ? a.mean[r] : 0.0; }
+template <class T> NF_INLINE double mean_of(const Backward<T>& f, int64_t r) {
+  return f.a.mean != nullptr ? double(static_cast<const typename TypeOf<T>::stat*>(f.a.mean)[r]) : 0.0;
+}
+template <class T> NF_INLINE double rstd_of_row(const Backward<T>& f, int64_t r) {
+  return double(static_cast<const typename TypeOf<T>::stat*>(f.a.rstd)[r]);
+}
 
 // ---- every cell its own weight ---------------------------------------------------------------------------------------
 
@@ -61,7 +66,7 @@ template <class T> struct Group {
 template <class T> __attribute__((noinline)) void extreme_row(const Backward<T>& f, const Group<T>& u, int i, T* out) {
   const int64_t r = u.index[i];
   const T *dy = u.dy[i], *x = u.x[i];
-  const double mean = mean_of(f.a, r), rstd = f.a.rstd[r];
+  const double mean = mean_of(f, r), rstd = rstd_of_row(f, r);
   double s1 = 0, s2 = 0;
   for (int64_t c = 0; c < f.n; ++c) {
     const double d = Cast<T>::get(dy[c]), xhat = (double(Cast<T>::get(x[c])) - mean) * rstd;
@@ -83,7 +88,7 @@ template <class T, bool Center>
 __attribute__((noinline)) void row_sums(const Backward<T>& f, Group<T>& u, int i, T* saved) {
   using C = typename TypeOf<T>::compute;
   const int64_t r = u.index[i];
-  const double mean = mean_of(f.a, r), rstd = f.a.rstd[r];
+  const double mean = mean_of(f, r), rstd = rstd_of_row(f, r);
   if (f.extreme && sizeof(C) == 4 && !fits_single_backward(mean, rstd)) {
     extreme_row(f, u, i, f.a.dx != nullptr ? saved + i * f.n : nullptr);
     u.k.set(i, {}, {});  // contributes nothing in the second step
@@ -107,7 +112,7 @@ __attribute__((noinline)) bool short_sums(const Backward<T>& f, Group<T>& u) {
   using V = Vec<C>;
   double mean[group_rows] = {}, rstd[group_rows] = {};
   int extreme = 0;
-  for (int i = 0; i < u.rows; ++i) mean[i] = mean_of(f.a, u.index[i]), rstd[i] = f.a.rstd[u.index[i]];
+  for (int i = 0; i < u.rows; ++i) mean[i] = mean_of(f, u.index[i]), rstd[i] = rstd_of_row(f, u.index[i]);
   for (int i = u.rows; i < group_rows; ++i) rstd[i] = 1;
   for (int i = 0; i < group_rows; ++i) extreme |= !fits_single_backward(mean[i], rstd[i]);
   if (sizeof(C) == 4 && extreme != 0) return false;

@@ -46,7 +46,7 @@ template <class T>
 NF_INLINE void restore_extreme(const Backward<T>& f, const Group<T>& u, int i0, int i1, const T* saved) {
   if (f.a.dx == nullptr) return;
   for (int i = i0; i < i1; ++i)
-    if (!fits_single_backward(mean_of(f.a, u.index[i]), f.a.rstd[u.index[i]]))
+    if (!fits_single_backward(mean_of(f, u.index[i]), rstd_of_row(f, u.index[i])))
       std::memcpy(u.dx[i], saved + i * f.n, size_t(f.n) * sizeof(T));
 }
 
@@ -141,7 +141,7 @@ template <class T, bool Center, bool Stream> void dx_rows(void* context, int64_t
     u.w = f.w != nullptr ? f.w + (r % f.g.period) * f.n : nullptr;
     T* dx = static_cast<T*>(f.a.dx) + r * f.n;
     // In place is fine here: the extreme row reads each cell before it writes it.
-    if (f.extreme && sizeof(C) == 4 && !fits_single_backward(mean_of(f.a, r), f.a.rstd[r])) {
+    if (f.extreme && sizeof(C) == 4 && !fits_single_backward(mean_of(f, r), rstd_of_row(f, r))) {
       extreme_row(f, u, 0, dx);
       continue;
     }
@@ -152,9 +152,7 @@ template <class T, bool Center, bool Stream> void dx_rows(void* context, int64_t
     if (f.ahead && r + 1 < f.g.count) ahead = {u.dy[0] + f.n, u.x[0] + f.n};
     if (u.w != nullptr)
       map_cells<C, Stream>(dx, f.n, ahead, HatGradientOp<C, T, Center, true>{u.dy[0], u.x[0], hat, k, u.w});
-    else
-      map_cells<C, Stream>(dx, f.n, ahead,
-                           HatGradientOp<C, T, Center, false>{u.dy[0], u.x[0], hat, k, u.w});
+    else map_cells<C, Stream>(dx, f.n, ahead, HatGradientOp<C, T, Center, false>{u.dy[0], u.x[0], hat, k, u.w});
   }
   stream_fence(Stream);
 }
@@ -162,6 +160,7 @@ template <class T, bool Center, bool Stream> void dx_rows(void* context, int64_t
 // Adds the blocks of each column up, in order, and folds the cells of a channel.
 template <class T> void sum_blocks(const Backward<T>& f) {
   const int64_t width = padded<T>(f.n), span = f.a.g.span, channels = f.a.g.channels;
+  GradientWriter out(f.a.gradient_type, f.a.dweight, f.a.dbias);
   for (int64_t phase = 0; phase < f.g.period; ++phase)
     for (int64_t c = 0; c < channels; ++c) {
       double w = 0, b = 0;
@@ -170,9 +169,58 @@ template <class T> void sum_blocks(const Backward<T>& f) {
           const double* sums = f.block_sums + (phase * f.blocks + block) * 2 * width + c * span + s;
           w += sums[0], b += sums[width];
         }
-      if (f.a.dweight != nullptr) f.a.dweight[phase * channels + c] = w;
-      if (f.a.dbias != nullptr) f.a.dbias[phase * channels + c] = b;
+      out.add(w, b);
     }
+  out.flush();
+}
+
+// One block of few or very wide rows: a stretch of columns is finished before the next is begun, and its sums need no
+// more room than that.
+constexpr int block_groups = 4;  // of a block of up to 64 rows
+template <class T> struct OneBlock {
+  const Backward<T>& f;
+  Group<T> groups[block_groups];
+  int count;
+  double* sums;  // [slot][2][stretch]
+};
+constexpr int64_t stretch = 4096;
+template <class T, bool Center> void one_block_sums(void* context, int64_t begin, int64_t end, int) {
+  OneBlock<T>& s = *static_cast<OneBlock<T>*>(context);
+  for (int64_t i = begin; i < end; ++i)
+    row_sums<T, Center>(s.f, s.groups[i / group_rows], int(i % group_rows), nullptr);
+}
+template <class T, bool Center> void one_block_columns(void* context, int64_t begin, int64_t end, int slot) {
+  const OneBlock<T>& s = *static_cast<const OneBlock<T>*>(context);
+  const Backward<T>& f = s.f;
+  double *dweight = s.sums + slot * 2 * stretch, *dbias = dweight + stretch;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t from = item * stretch, n = f.n - from < stretch ? f.n - from : stretch;
+    std::memset(dweight, 0, size_t(2 * stretch) * sizeof(double));
+    for (int g = 0; g < s.count; ++g) {
+      Group<T> u = s.groups[g];
+      for (int i = 0; i < u.rows; ++i) u.dy[i] += from, u.x[i] += from, u.dx[i] += f.a.dx != nullptr ? from : 0;
+      if (u.w != nullptr) u.w += from;
+      u.dweight = dweight, u.dbias = dbias;
+      columns_range<T, Center>(f, u, 0, u.rows, 0, n);
+    }
+    round_gradients(f.a.gradient_type, f.a.dweight, from, dweight, n);
+    round_gradients(f.a.gradient_type, f.a.dbias, from, dbias, n);
+  }
+}
+template <class T, bool Center> bool one_block_backward(Backward<T>& f) {
+  const int threads = f.g.count * f.n * int64_t(sizeof(T)) <= small_work ? 1 : f.threads;
+  const int64_t stretches = (f.n + stretch - 1) / stretch;
+  Work<double> sums(threads * 2 * stretch);
+  if (sums.failed()) return false;
+  OneBlock<T> s{f, {}, 0, sums.p};
+  for (int64_t first = 0; first < f.phase_rows; first += group_rows) {
+    Group<T>& u = s.groups[s.count++];
+    fill_group(f, u, 0, 0, first, f.phase_rows, 0);
+    u.dweight = u.dbias = nullptr, u.chain_w = u.chain_b = nullptr;
+  }
+  parallel_for(f.phase_rows, threads == 1 ? f.phase_rows : 1, one_block_sums<T, Center>, &s, threads);
+  parallel_for(stretches, threads == 1 ? stretches : 1, one_block_columns<T, Center>, &s, threads);
+  return true;
 }
 
 template <class T, bool Center> bool backward_cells(Backward<T>& f) {
@@ -190,20 +238,23 @@ template <class T, bool Center> bool backward_cells(Backward<T>& f) {
   const int64_t share = (f.phase_rows + 31) / 32;
   f.block_rows = share < 64 ? 64 : (share + group_rows - 1) / group_rows * group_rows;
   f.blocks = (f.phase_rows + f.block_rows - 1) / f.block_rows;
+  f.streaming = f.streaming && row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(f.a.dx) % 64 == 0;
+  // Rows of which four leave the second-level cache are read from memory twice either way.
+  const bool very_wide = row_bytes * 8 > int64_t(cache_sizes().l2);
+  if (f.g.period == 1 && f.a.g.span == 1 && !f.extreme && !f.one_vector &&
+      f.phase_rows <= (very_wide ? block_groups * group_rows : group_rows))
+    return one_block_backward<T, Center>(f);
   while (f.at_once > 4 && f.at_once * row_bytes * 2 > int64_t(cache_sizes().l2) * 3 / 4) f.at_once /= 2;
   const int64_t width = padded<T>(f.n), items = f.g.period * f.blocks;
-  // One block of whole vectors can be summed where the result is wanted.
-  const bool direct = items == 1 && width == f.n && f.a.g.span == 1 && f.a.dweight != nullptr && f.a.dbias != nullptr &&
-                      f.a.dbias == f.a.dweight + f.n;
-  Work<double> block_sums(direct ? 0 : items * 2 * width);
-  Work<typename TypeOf<T>::compute> chain_sums(f.at_once < group_rows ? f.threads * 2 * width : 0);
+  Work<double> block_sums(items * 2 * width);
+  const int64_t slots = f.threads < items ? f.threads : items;
+  Work<typename TypeOf<T>::compute> chain_sums(f.at_once < group_rows ? slots * 2 * width : 0);
   Work<T> saved(f.extreme ? f.threads * group_rows * f.n : 0);
   if (block_sums.failed() || chain_sums.failed() || saved.failed()) return false;
-  f.block_sums = direct ? f.a.dweight : block_sums.p, f.chain_sums = chain_sums.p, f.saved = saved.p;
-  f.streaming = f.streaming && row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(f.a.dx) % 64 == 0;
+  f.block_sums = block_sums.p, f.chain_sums = chain_sums.p, f.saved = saved.p;
   if (items < 2 * f.threads && f.threads > 1 && f.n >= 2 * shared_columns_width) shared_backward<T, Center>(f);
   else parallel_for(items, f.g.count * row_bytes <= small_work ? items : 1, block_backward<T, Center>, &f, f.threads);
-  if (!direct) sum_blocks(f);
+  sum_blocks(f);
   return true;
 }
 
@@ -216,7 +267,7 @@ template <class T, bool Stream> void run_rows(void* context, int64_t begin, int6
   for (int64_t r = begin; r < end; ++r) {
     const T* dy = static_cast<const T*>(f.a.dy) + r * f.n;
     const T* x = static_cast<const T*>(f.a.x) + r * f.n;
-    const double mean = f.a.mean[r], rstd = f.a.rstd[r], scale = usable(rstd);
+    const double mean = mean_of(f, r), rstd = rstd_of_row(f, r), scale = usable(rstd);
     const bool single = sizeof(C) == 4 && !(f.extreme && !fits_single_backward(mean, rstd));
     const C* w = f.w != nullptr ? f.w + (r % f.g.period) * channels : nullptr;
     const double hi = double(slope_shift<C>(mean, scale)), lo = mean - hi;
@@ -272,12 +323,13 @@ template <class T> bool backward_runs(Backward<T>& f) {
   parallel_for(f.g.count, grain, f.streaming ? run_rows<T, true> : run_rows<T, false>, &f, f.threads);
   if (!f.wants_params) return true;
   const int64_t params = f.g.period * f.g.channels;
+  GradientWriter out(f.a.gradient_type, f.a.dweight, f.a.dbias);
   for (int64_t p = 0; p < params; ++p) {
     double w = 0, b = 0;
     for (int64_t i = p; i < f.g.count * f.g.channels; i += params) b += f.run_sums[2 * i], w += f.run_sums[2 * i + 1];
-    if (f.a.dweight != nullptr) f.a.dweight[p] = w;
-    if (f.a.dbias != nullptr) f.a.dbias[p] = b;
+    out.add(w, b);
   }
+  out.flush();
   return true;
 }
 
@@ -295,7 +347,8 @@ template <class T> bool backward(const RowsBackward& a) {
   f.threads = get_threads();
   f.one_vector = a.g.span == 1 && f.wants_params && a.dx != nullptr && f.n > 1 && f.n <= Lanes<C>::n;
   if (sizeof(C) == 4 && !f.one_vector)
-    for (int64_t r = 0; r < a.g.count && !f.extreme; ++r) f.extreme = !fits_single_backward(mean_of(a, r), a.rstd[r]);
+    for (int64_t r = 0; r < a.g.count && !f.extreme; ++r)
+      f.extreme = !fits_single_backward(mean_of(f, r), rstd_of_row(f, r));
   const int64_t row_bytes = f.n * int64_t(sizeof(T));
   f.streaming =
       a.dx != nullptr && use_streaming(size_t(3 * a.g.count * row_bytes)) && streamable(static_cast<const T*>(a.dx));

@@ -41,6 +41,44 @@ template <class C> NF_INLINE const C* fill_params(C* out, int64_t n, C value) {
   return out;
 }
 
+// Gradients from `at` on, rounded once; a null `out` wants none.
+template <class T> NF_INLINE void round_into(void* out, int64_t at, const double* values, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) static_cast<T*>(out)[at + i] = Cast<T>::from(values[i]);
+}
+NF_INLINE void round_gradients(DType type, void* out, int64_t at, const double* values, int64_t n) {
+  if (out == nullptr) return;
+  switch (type) {
+    case DType::f64: return round_into<double>(out, at, values, n);
+    case DType::f32: return round_into<float>(out, at, values, n);
+    case DType::f16: return round_into<f16>(out, at, values, n);
+    case DType::bf16: return round_into<bf16>(out, at, values, n);
+  }
+}
+
+// Collects gradients in order, and rounds a handful at a time.
+class GradientWriter {
+ public:
+  __attribute__((always_inline)) inline GradientWriter(DType type, void* dweight, void* dbias)
+      : type_(type), dweight_(dweight), dbias_(dbias) {}
+  __attribute__((always_inline)) inline void add(double w, double b) {
+    w_[count_] = w, b_[count_] = b;
+    if (++count_ == size) flush();
+  }
+  __attribute__((always_inline)) inline void flush() {
+    round_gradients(type_, dweight_, at_, w_, count_);
+    round_gradients(type_, dbias_, at_, b_, count_);
+    at_ += count_, count_ = 0;
+  }
+
+ private:
+  static constexpr int size = 64;
+  DType type_;
+  void *dweight_, *dbias_;
+  int64_t at_ = 0;
+  int count_ = 0;
+  double w_[size], b_[size];
+};
+
 // Fetch the next unit (row, channel) while this one is written? Only where x comes from beyond the second-level
 // cache, and a unit fits there beside the one being written.
 NF_INLINE bool fetch_ahead(int64_t unit_bytes, int64_t all_bytes) {
