@@ -65,8 +65,8 @@ int map_forward(const ForwardMap& a) {
 int affine(const AffineMap& a) {
   Columns g = a.g;
   if (g.outer * g.span == 0) g.outer = 0, g.span = g.param_span = 1;  // no cells, but perhaps statistics
-  return map_forward({g, a.type, a.x, a.y, a.weight, a.bias, nullptr, a.mean, a.var, a.mean_out, a.rstd_out, a.eps,
-                      a.stream});
+  return map_forward(
+      {g, a.type, a.x, a.y, a.weight, a.bias, nullptr, a.mean, a.var, a.mean_out, a.rstd_out, a.eps, a.stream});
 }
 
 }  // namespace nf::cuda

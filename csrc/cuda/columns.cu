@@ -66,7 +66,8 @@ template <class C> __device__ __forceinline__ Partial group_moments(const C (&d)
   return t;
 }
 
-template <class T> __global__ void __launch_bounds__(map_threads, 1) slice_moments(const __grid_constant__ Forward<T> f) {
+template <class T>
+__global__ void __launch_bounds__(map_threads, 1) slice_moments(const __grid_constant__ Forward<T> f) {
   using C = Compute<T>;
   constexpr int V = vector_cells<T>;
   const int lane = int(threadIdx.x) % f.lanes, y = int(threadIdx.x) / f.lanes, rows = map_threads / f.lanes;
@@ -213,8 +214,8 @@ template <class T> int forward(const ColumnsForward& a) {
   if (error != 0) return error;
   const Finish<T> last{g,         f.x,   partial,   table,      a.mean,    a.rstd,
                        a.running, a.eps, cut.width, cut.slices, cut.slice, a.center};
-  error = launch(finish_moments<T>,
-                 Shape{dim3(unsigned(ceil_div(g.batch * g.channels, 128))), 128, 1, 0, a.stream}, last);
+  error =
+      launch(finish_moments<T>, Shape{dim3(unsigned(ceil_div(g.batch * g.channels, 128))), 128, 1, 0, a.stream}, last);
   if (error != 0) return error;
   return map_forward({g, a.type, a.x, a.y, a.weight, a.bias, table, {}, {}, nullptr, nullptr, a.eps, a.stream});
 }
@@ -235,8 +236,8 @@ size_t columns_forward_workspace(const ColumnsForward& a) {
 int columns_forward(const ColumnsForward& a) {
   if (empty(a.g)) return 0;
   if (as_runs(a.g, a.type, a.center))
-    return runs_forward({runs_of(a.g), a.type, a.x, a.y, a.weight, a.bias, a.mean, a.rstd, a.running, a.eps, a.center,
-                         a.stream});
+    return runs_forward(
+        {runs_of(a.g), a.type, a.x, a.y, a.weight, a.bias, a.mean, a.rstd, a.running, a.eps, a.center, a.stream});
   return with_type(a.type, [&](auto t) { return forward<decltype(t)>(a); });
 }
 

@@ -33,7 +33,8 @@ template <class C> __device__ __forceinline__ C shift_of(double mean, double rst
 __device__ __forceinline__ bool in_single(double mean, double rstd) { return fits_single_backward(mean, rstd); }
 
 template <class T, class C>
-__device__ __forceinline__ void slice_rows(const Sums<T>& f, int64_t b, int64_t column, int k, Two (&total)[vector_cells<T>]) {
+__device__ __forceinline__ void slice_rows(const Sums<T>& f, int64_t b, int64_t column, int k,
+                                           Two (&total)[vector_cells<T>]) {
   constexpr int V = vector_cells<T>;
   const int y = int(threadIdx.x) / f.lanes, rows = map_threads / f.lanes;
   const int64_t from = blockIdx.y * f.slice, past = from + f.slice, to = past < f.g.outer ? past : f.g.outer;
@@ -74,7 +75,8 @@ __device__ __forceinline__ void slice_rows(const Sums<T>& f, int64_t b, int64_t 
   }
 }
 
-template <class T> __global__ void __launch_bounds__(map_threads, sizeof(T) == 2 ? 1 : 2) slice_sums(const __grid_constant__ Sums<T> f) {
+template <class T>
+__global__ void __launch_bounds__(map_threads, sizeof(T) == 2 ? 1 : 2) slice_sums(const __grid_constant__ Sums<T> f) {
   constexpr int V = vector_cells<T>;
   const int lane = int(threadIdx.x) % f.lanes, rows = map_threads / f.lanes;
   const int64_t b = f.by_tiles.divide(blockIdx.x), tile = blockIdx.x - b * f.tiles;
@@ -125,8 +127,10 @@ __global__ void __launch_bounds__(128) finish_sums(const __grid_constant__ Finis
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= f.g.batch * f.g.channels) return;
   const int64_t b = i / f.g.channels, c0 = i % f.g.channels * f.g.span;
-  const double mean = param_or<double>(f.mean, i, 0.0), rstd = param<double>(f.rstd, i), n = double(f.g.outer * f.g.span);
-  const double shift = f.single && in_single(mean, rstd) ? double(shift_of<float>(mean, rstd)) : shift_of<double>(mean, rstd);
+  const double mean = param_or<double>(f.mean, i, 0.0), rstd = param<double>(f.rstd, i),
+               n = double(f.g.outer * f.g.span);
+  const double shift =
+      f.single && in_single(mean, rstd) ? double(shift_of<float>(mean, rstd)) : shift_of<double>(mean, rstd);
   Two all{0, 0};
   for (int64_t c = c0; c < c0 + f.g.span; ++c) {
     Two t{0, 0};
@@ -253,8 +257,9 @@ template <class T> int backward(const ColumnsBackward& a) {
                          size_t(V * map_threads) * sizeof(Two), a.stream},
                    f);
     if (error != 0) return error;
-    const Finish last{g,       a.mean, a.rstd, a.weight, partial, plan.along_rows ? nullptr : params,
-                      table,   plan.cut.width,   plan.cut.slices, a.center, sizeof(T) != 8};
+    const Finish last{
+        g,     a.mean,         a.rstd,          a.weight, partial,       plan.along_rows ? nullptr : params,
+        table, plan.cut.width, plan.cut.slices, a.center, sizeof(T) != 8};
     error = launch(finish_sums, Shape{dim3(unsigned(ceil_div(g.batch * g.channels, 128))), 128, 1, 0, a.stream}, last);
     if (error != 0) return error;
   }

@@ -38,7 +38,7 @@ constexpr int map_threads = 256, rows_at_once = 4;
 // How a matrix is cut into blocks; by its shape and type alone.
 template <class T> struct MatrixCut {
   int64_t width, tiles;
-  int lanes, rows;       // threads along a row, and down
+  int lanes, rows;        // threads along a row, and down
   int64_t slices, slice;  // blocks down a column, and rows of each
 
   MatrixCut(const Columns& g, int64_t rows_of_thread, int64_t most_slices) {
@@ -71,8 +71,8 @@ template <class T, class Stats> struct MapArguments {
 };
 
 template <class T, class C, bool gradient, class Stats, class K>
-__device__ __forceinline__ void map_rows(const MapArguments<T, Stats>& f, int64_t b, int64_t tile, int64_t column, int k,
-                                         const K (&coefficients)[vector_cells<T>]) {
+__device__ __forceinline__ void map_rows(const MapArguments<T, Stats>& f, int64_t b, int64_t tile, int64_t column,
+                                         int k, const K (&coefficients)[vector_cells<T>]) {
   constexpr int V = vector_cells<T>;
   const int lane = int(threadIdx.x) % f.lanes, y = int(threadIdx.x) / f.lanes, rows = map_threads / f.lanes;
   const int64_t from = blockIdx.y * f.slice, past = from + f.slice, to = past < f.g.outer ? past : f.g.outer;

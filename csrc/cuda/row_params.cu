@@ -50,7 +50,7 @@ template <int cells> struct OwnSums {
 // A row that float32 cannot hold, in double, read again. All threads of a warp come here together.
 template <class T, int vectors>
 __device__ NF_NOINLINE void careful_row(const RowsWithParams<T>& f, int64_t r, bool inside, int lane, RowSum& sum,
-                                         OwnSums<vectors * vector_cells<T>> own) {
+                                        OwnSums<vectors * vector_cells<T>> own) {
   constexpr int V = vector_cells<T>;
   const double mean = inside ? param_or<double>(f.mean, r, 0.0) : 0.0;
   const double rstd = inside ? usable(param<double>(f.rstd, r)) : 0.0;
@@ -76,7 +76,8 @@ __device__ NF_NOINLINE void careful_row(const RowsWithParams<T>& f, int64_t r, b
   });
 }
 
-template <class T, int vectors> __global__ void __launch_bounds__(512) held_rows(const __grid_constant__ RowsWithParams<T> f) {
+template <class T, int vectors>
+__global__ void __launch_bounds__(512) held_rows(const __grid_constant__ RowsWithParams<T> f) {
   using C = Compute<T>;
   constexpr int V = vector_cells<T>, cells = vectors * V;
   const bool whole = f.lanes > 32;  // all threads share a row
@@ -176,7 +177,8 @@ template <class T, int vectors> __global__ void __launch_bounds__(512) held_rows
     if (c >= f.n) continue;
     for (int which = 0; which < 2; ++which) {
       double s = 0;
-      for (int g = 0; g < groups; ++g) s += sums[(which * cells + cell) * int64_t(blockDim.x) + g * f.lanes + int(threadIdx.x) % f.lanes];
+      for (int g = 0; g < groups; ++g)
+        s += sums[(which * cells + cell) * int64_t(blockDim.x) + g * f.lanes + int(threadIdx.x) % f.lanes];
       out[which * f.n + c] = static_cast<C>(s);
     }
   }
@@ -207,8 +209,8 @@ template <class T> __global__ void __launch_bounds__(256) wide_params(const __gr
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       total_b[j] += double(d[j]);
-      total_w[j] += fits ? double(d[j] * fused(v[j] - h.hi, h.rs, h.t))
-                         : double(d[j]) * ((double(v[j]) - mean) * usable(rstd));
+      total_w[j] +=
+          fits ? double(d[j] * fused(v[j] - h.hi, h.rs, h.t)) : double(d[j]) * ((double(v[j]) - mean) * usable(rstd));
     }
   }
 #pragma unroll
@@ -310,13 +312,24 @@ template <class T> int backward(const RowsBackward& a) {
     else if constexpr (sizeof(T) > 2) error = launch(held_rows<T, 2>, shape, f);
   } else {
     const int64_t tiles = ceil_div(f.vectors, 32);
-    error = launch(wide_params<T>,
-                   Shape{dim3(unsigned(tiles), unsigned(cut.blocks)), 256, 1, size_t(2 * V * 256) * sizeof(double),
-                         a.stream},
-                   f);
+    error = launch(
+        wide_params<T>,
+        Shape{dim3(unsigned(tiles), unsigned(cut.blocks)), 256, 1, size_t(2 * V * 256) * sizeof(double), a.stream}, f);
     if (error == 0 && a.dx != nullptr)  // after the parameters: dx may lie over dy or x
-      error = runs_backward({runs_of(a.g), a.type, a.dy, a.x, a.mean, a.rstd, a.weight, a.dx, {}, {}, a.center, false,
-                             nullptr, a.stream});
+      error = runs_backward({runs_of(a.g),
+                             a.type,
+                             a.dy,
+                             a.x,
+                             a.mean,
+                             a.rstd,
+                             a.weight,
+                             a.dx,
+                             {},
+                             {},
+                             a.center,
+                             false,
+                             nullptr,
+                             a.stream});
   }
   if (error != 0) return error;
   const ParamTotals<C> t{f.partial, n, a.g.count == 0 ? 0 : cut.blocks, a.dweight, a.dbias};

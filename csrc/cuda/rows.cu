@@ -71,7 +71,8 @@ __device__ __forceinline__ void map_all(const Forward<T>& f, Each each, int64_t 
 }
 
 // `lanes` neighbouring lanes hold a row, `vectors` vectors each.
-template <class T, int vectors> __global__ void __launch_bounds__(128, 4) lanes_forward(const __grid_constant__ Forward<T> f) {
+template <class T, int vectors>
+__global__ void __launch_bounds__(128, 4) lanes_forward(const __grid_constant__ Forward<T> f) {
   const int lane = int(threadIdx.x) % f.lanes, rows = 128 / f.lanes;
   const int64_t r = (int64_t(blockIdx.y) * gridDim.x + blockIdx.x) * rows + int(threadIdx.x) / f.lanes;
   const bool inside = r < f.v.g.count;
@@ -167,7 +168,8 @@ template <class T> int forward(const RunsForward& a) {
   const Sharing s = share_out(f.v.all, 1, forward_reserve);
   f.share = s.share, f.keep = s.keep;
   return launch(cluster_forward<T>,
-                Shape{grid_of(g.count, s.cluster), s.threads, s.cluster, s.shared_bytes(forward_reserve, 1), a.stream}, f);
+                Shape{grid_of(g.count, s.cluster), s.threads, s.cluster, s.shared_bytes(forward_reserve, 1), a.stream},
+                f);
 }
 
 }  // namespace
@@ -178,8 +180,8 @@ int runs_forward(const RunsForward& a) {
 }
 
 int rows_forward(const RowsForward& a) {
-  return runs_forward({runs_of(a.g), a.type, a.x, a.y, a.weight, a.bias, a.mean, a.rstd, Running{}, a.eps, a.center,
-                       a.stream});
+  return runs_forward(
+      {runs_of(a.g), a.type, a.x, a.y, a.weight, a.bias, a.mean, a.rstd, Running{}, a.eps, a.center, a.stream});
 }
 
 }  // namespace nf::cuda

@@ -97,7 +97,8 @@ __device__ __forceinline__ void reduction_backward(const Backward<T>& f, Each ea
   map_gradient<T, C>(f, each, r, s, f.frozen ? Two{0, 0} : Two{f.center ? t.a / n : 0.0, t.b / n});
 }
 
-template <class T, int vectors> __global__ void __launch_bounds__(128, 4) lanes_backward(const __grid_constant__ Backward<T> f) {
+template <class T, int vectors>
+__global__ void __launch_bounds__(128, 4) lanes_backward(const __grid_constant__ Backward<T> f) {
   const int lane = int(threadIdx.x) % f.lanes, rows = 128 / f.lanes;
   const int64_t r = (int64_t(blockIdx.y) * gridDim.x + blockIdx.x) * rows + int(threadIdx.x) / f.lanes;
   const bool inside = r < f.v.g.count;
@@ -132,8 +133,8 @@ constexpr size_t backward_reserve = (sum_bytes + 127) / 128 * 128;
 
 // Sums per channel of this block's share: a warp takes every `warps`-th channel.
 template <class T>
-__device__ __forceinline__ void sum_channels(const Backward<T>& f, int64_t r, int64_t begin, int64_t end, int64_t middle,
-                                             const char* kept, double mean, double rstd) {
+__device__ __forceinline__ void sum_channels(const Backward<T>& f, int64_t r, int64_t begin, int64_t end,
+                                             int64_t middle, const char* kept, double mean, double rstd) {
   constexpr int V = vector_cells<T>;
   const Runs& g = f.v.g;
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, warps = int(blockDim.x) / 32;
@@ -271,8 +272,8 @@ template <class T> int backward(const RunsBackward& a) {
   }
   if (error != 0 || !sums) return error;
   const int blocks = a.g.channels == 1 ? 1 : s.cluster;
-  const ChannelTotals t{f.channel_sums, a.g.period * a.g.channels, a.g.channels, a.g.period,
-                        a.g.count,      blocks,                    a.dweight,    a.dbias};
+  const ChannelTotals t{
+      f.channel_sums, a.g.period * a.g.channels, a.g.channels, a.g.period, a.g.count, blocks, a.dweight, a.dbias};
   return launch(total_channels, Shape{dim3(unsigned(ceil_div(t.params, 8))), 256, 1, 0, a.stream}, t);
 }
 
@@ -280,10 +281,9 @@ template <class T> int backward(const RunsBackward& a) {
 
 size_t runs_backward_workspace(const RunsBackward& a) {
   if (a.dweight.p == nullptr && a.dbias.p == nullptr) return 0;
-  const int cluster =
-      a.g.channels == 1 || a.g.count == 0
-          ? 1
-          : with_type(a.type, [&](auto t) { return sharing_of<decltype(t)>(a).cluster; });
+  const int cluster = a.g.channels == 1 || a.g.count == 0
+                          ? 1
+                          : with_type(a.type, [&](auto t) { return sharing_of<decltype(t)>(a).cluster; });
   return size_t(a.g.count * cluster * a.g.channels) * sizeof(Two);
 }
 

@@ -28,8 +28,8 @@ inline Runs runs_of(const Rows& g) {
 inline Runs runs_of(const Columns& g) {
   const int64_t width = g.channels * g.span, n = g.outer * g.span;
   const bool each = g.param_span == 1 && g.span > 1;  // a parameter for each column
-  return {g.batch * g.channels, n,      g.span, width, g.channels, g.outer * width, g.span, each ? g.span : 1,
-          each ? int64_t(1) : n,        g.channels, each};
+  return {g.batch * g.channels,  n,          g.span, width, g.channels, g.outer * width, g.span, each ? g.span : 1,
+          each ? int64_t(1) : n, g.channels, each};
 }
 
 struct RunsForward {
@@ -134,7 +134,8 @@ inline Sharing share_out(int64_t vectors, int arrays, size_t reserve) {
   const int64_t bytes = vectors * 16 * arrays;
   while (s.cluster < max_cluster() && bytes > int64_t(s.cluster) * (32 << 10)) s.cluster *= 2;
   s.share = ceil_div(vectors, s.cluster);
-  s.threads = s.share <= 256 ? 128 : s.share <= 2048 ? 256 : 512;
+  // Few threads, so that several blocks fit beside each other: one computes while the others' copies are under way.
+  s.threads = s.share <= 1024 ? 128 : s.share <= 4096 ? 256 : 512;
   // Two blocks to a multiprocessor, one loading while the other writes; one alone where that keeps a reduction on chip.
   const int64_t whole = max_shared() - int64_t(reserve), half = whole / 2 - 1024;
   const int64_t need = s.share * 16 * arrays, room = need <= half || need > whole ? half : whole;
