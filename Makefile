@@ -13,7 +13,7 @@ SOURCES := pyproject.toml CMakeLists.txt \
   $(shell find csrc python -type f -not -name '*.py[co]' -not -name '*.so')
 CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp')
 
-.PHONY: help test lint format bench bench-check accuracy demo peers clean
+.PHONY: help test lint format bench bench-check gpu accuracy demo peers clean
 
 help:  ## say what there is
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,10 @@ bench: $(STAMPS)/package $(STAMPS)/bench  ## the benchmark board, against every 
 bench-check: $(STAMPS)/package $(STAMPS)/bench  ## a short run of the board, after a check that all peers agree
 	$(BIN)/python -m benchmarks --set quick --check-only --out build/check.json
 	$(BIN)/python -m benchmarks --set quick --threads 1 --modes installed --rounds 3 --budget 0.1 --out build/short.json
+
+# With what is installed for PYTHON, and no network: nothing of this goes through .venv.
+gpu:  ## on a machine with an NVIDIA GPU: build, tests on the device, compute-sanitizer, board; nine minutes
+	NORMFAST_COMMIT="$(or $(COMMIT),$(NORMFAST_COMMIT))" $(PYTHON) -m benchmarks.gpu.stages
 
 accuracy: $(STAMPS)/package $(STAMPS)/bench  ## write the tables of errors in docs/numerics.md and README.md
 	$(BIN)/python -m benchmarks.accuracy

@@ -23,7 +23,6 @@ size_t size_of(CellType type);
 inline size_t size_of(DType type) { return size_of(CellType(int(type))); }  // the floating types come first in both
 const char* name_of(CellType type);
 inline const char* name_of(DType type) { return name_of(CellType(int(type))); }
-inline DType stat_type(DType x) { return size_of(x) == 2 ? DType::f32 : DType::f64; }
 // The type that describes such cells in a NumPy array: bfloat16 goes as uint16, since NumPy may not have it.
 int carrier(CellType type);
 

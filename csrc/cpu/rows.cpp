@@ -155,6 +155,86 @@ template <class T, bool Center, bool Stream> void forward_rows(void* context, in
   stream_fence(Stream);
 }
 
+// ---- rows of at most one vector: sixteen at a time ---------------------------------------------------------------
+
+// What is done once per row - folding lanes, square root, divisions - outweighs the cells: here it is done for several
+// rows at once. The bits are those of few_moments and map_row.
+constexpr int short_group = 16;
+
+// The cells of a row in double, less a shift: two vectors, zeros behind the end.
+template <bool Whole> struct ShortRow {
+  F64 a, b;
+  __attribute__((always_inline)) inline ShortRow(const float* x, int n, double shift) {
+    using X = Cells<double, float>;
+    if constexpr (Whole) {
+      a = X::load(x), b = X::load(x + 8);
+    } else {
+      a = n >= 8 ? X::load(x) : X::load_n(x, n, shift);
+      b = n > 8 ? X::load_n(x + 8, n - 8, shift) : splat<double>(shift);
+    }
+    a = a - splat<double>(shift), b = b - splat<double>(shift);
+  }
+};
+
+template <bool Stream, bool Center, bool Whole>
+__attribute__((noinline)) void forward_group(const Forward<float>& f, int64_t first, int rows) {
+  const int n = int(f.n);
+  const double cells = double(n);
+  const float* x[short_group];
+  double shift[short_group], s[short_group], q[short_group], rstd[short_group];
+  Moments m[short_group];
+  Hat<float> h[short_group];
+  for (int i = 0; i < short_group; ++i)
+    x[i] = static_cast<const float*>(f.a.x) + (first + (i < rows ? i : 0)) * int64_t(n), shift[i] = 0;
+  if constexpr (Center) {
+    for (int i = 0; i < short_group; ++i) shift[i] = double(x[i][0]);
+    for (int i = 0; i < short_group; i += 8) {
+      F64 v[8];
+      for (int j = 0; j < 8; ++j) {
+        const ShortRow<Whole> row(x[i + j], n, shift[i + j]);
+        v[j] = row.a + row.b;
+      }
+      store(s + i, sum_lanes8(v));
+    }
+    for (int i = 0; i < short_group; ++i) shift[i] = shift[i] + s[i] / cells;
+  }
+  for (int i = 0; i < short_group; i += 8) {
+    F64 v[8], w[8];
+    for (int j = 0; j < 8; ++j) {
+      const ShortRow<Whole> row(x[i + j], n, shift[i + j]);
+      v[j] = row.a + row.b, w[j] = fma(row.b, row.b, row.a * row.a);
+    }
+    if constexpr (Center) store(s + i, sum_lanes8(v));
+    store(q + i, sum_lanes8(w));
+  }
+  int extreme = 0;
+  for (int i = 0; i < short_group; ++i) {
+    m[i] = Center ? moments_from_sums(s[i], q[i], shift[i], cells, false) : Moments{0, 0, q[i] / cells, true};
+    rstd[i] = rstd_of(m[i].var, f.a.eps);
+    extreme |= !fits_single(m[i].mean, rstd[i]);
+    h[i] = hat<float>(m[i].mean, m[i].mean_lo, m[i].var, rstd[i]);
+  }
+  for (int i = 0; i < rows; ++i) write_stats(f, first + i, m[i], rstd[i]);
+  if (__builtin_expect(extreme != 0, 0)) {
+    for (int i = 0; i < rows; ++i) map_row<float, Stream, Center>(f, first + i, 0, n, m[i], rstd[i], false);
+    return;
+  }
+  float* y = static_cast<float*>(f.a.y) + first * int64_t(n);
+  for (int i = 0; i < rows; ++i) map_hat<float, Stream, Center>(f, x[i], y + i * int64_t(n), n, Ahead{}, 0, h[i]);
+}
+
+template <bool Center, bool Stream> void forward_short(void* context, int64_t begin, int64_t end, int slot) {
+  const Forward<float>& f = *static_cast<const Forward<float>*>(context);
+  int64_t r = begin;
+  for (; r + short_group / 2 <= end; r += short_group) {
+    const int rows = end - r < short_group ? int(end - r) : short_group;
+    if (f.n == Lanes<float>::n) forward_group<Stream, Center, true>(f, r, rows);
+    else forward_group<Stream, Center, false>(f, r, rows);
+  }
+  if (r < end) return forward_rows<float, Center, Stream>(context, r, end, slot);
+  stream_fence(Stream);
+}
+
 // ---- few long rows: the chunks of a row are shared out -----------------------------------------------------------
 
 template <class T, bool Center> void split_sums(void* context, int64_t begin, int64_t end, int) {
@@ -248,6 +328,14 @@ template <class T> bool forward(const RowsForward& a) {
   if (grain * row_bytes < (1 << 14)) grain = (1 << 14) / row_bytes;
   if (grain < 1) grain = 1;
   if (threads == 1 || g.count * row_bytes <= small_work) grain = g.count;
+  if constexpr (sizeof(T) == 4) {
+    if (f.n <= few_cells<T> && g.span == 1 && g.period == 1) {
+      const Body body = a.center ? (f.streaming ? forward_short<true, true> : forward_short<true, false>)
+                                 : (f.streaming ? forward_short<false, true> : forward_short<false, false>);
+      parallel_for(g.count, grain, body, &f, threads);
+      return true;
+    }
+  }
   // Two rows at a time pay where loads limit; from beyond the second-level cache four streams are worse than two.
   const bool pairs = f.per_cell && f.g.period == 1 && f.w != nullptr && row_bytes <= 6144 &&
                      2 * g.count * row_bytes <= int64_t(cache_sizes().l2);

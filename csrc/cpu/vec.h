@@ -300,6 +300,12 @@ template <> struct Cells<double, float> {
 #endif
   }
   NF_INLINE F64 load(const float* p) { return widened(_mm256_loadu_ps(p)); }
+#if defined(__AVX512F__)
+  NF_INLINE F64 load_n(const float* p, int k, double fill) {
+    const __mmask8 lanes = __mmask8((1u << k) - 1u);
+    return _mm512_mask_cvtps_pd(_mm512_set1_pd(fill), lanes, _mm256_maskz_loadu_ps(lanes, p));
+  }
+#else
   NF_INLINE F64 load_n(const float* p, int k, double fill) {
     const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(k), lanes);
@@ -311,6 +317,7 @@ template <> struct Cells<double, float> {
     nf::load(out, cells);
     return out;
   }
+#endif
 };
 #endif
 
