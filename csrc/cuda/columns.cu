@@ -183,7 +183,8 @@ template <class T> MatrixCut<T> cut_sums(const Columns& g) {
 
 bool as_runs(const Columns& g, DType type, bool center) {
   const int64_t bytes = g.span * (type == DType::f64 ? 8 : type == DType::f32 ? 4 : 2);
-  return center && g.param_span != 0 && g.span > 1 && bytes >= 32;
+  const bool known = g.param_span == 1 || g.param_span == g.span;  // see runs_of
+  return center && known && g.span > 1 && bytes >= 32;
 }
 
 template <class T> size_t table_bytes(const Columns& g) {

@@ -75,25 +75,30 @@ __device__ __forceinline__ void slice_rows(const Sums<T>& f, int64_t b, int64_t 
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(map_threads, sizeof(T) == 2 ? 1 : 2) slice_sums(const __grid_constant__ Sums<T> f) {
+template <class T> __global__ void __launch_bounds__(map_threads, 1) slice_sums(const __grid_constant__ Sums<T> f) {
   constexpr int V = vector_cells<T>;
   const int lane = int(threadIdx.x) % f.lanes, rows = map_threads / f.lanes;
   const int64_t b = f.by_tiles.divide(blockIdx.x), tile = blockIdx.x - b * f.tiles;
   const int64_t column = (tile * f.lanes + lane) * V;
   const int k = column >= f.width ? 0 : f.width - column < V ? int(f.width - column) : V;
   Two total[V];
-  bool fits = true;
+  unsigned careful = 0;  // columns that float32 cannot hold; the others keep the bits that they have without these
 #pragma unroll
   for (int j = 0; j < V; ++j) {
     total[j] = {0, 0};
-    if (j >= k) continue;
+    if (sizeof(T) == 8 || j >= k) continue;
     const int64_t i = b * f.g.channels + f.by_span.divide(column + j);
-    fits = fits && in_single(param_or<double>(f.mean, i, 0.0), param<double>(f.rstd, i));
+    if (!in_single(param_or<double>(f.mean, i, 0.0), param<double>(f.rstd, i))) careful |= 1u << j;
   }
-  if (k > 0) {
-    if (sizeof(T) == 8 || !fits) slice_rows<T, double>(f, b, column, k, total);
-    else slice_rows<T, Compute<T>>(f, b, column, k, total);
+  if (k > 0) slice_rows<T, Compute<T>>(f, b, column, k, total);
+  if (sizeof(T) != 8 && careful != 0) {
+    Two wide[V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) wide[j] = {0, 0};
+    slice_rows<T, double>(f, b, column, k, wide);
+#pragma unroll
+    for (int j = 0; j < V; ++j)
+      if (careful >> j & 1) total[j] = wide[j];
   }
   Two* place = reinterpret_cast<Two*>(shared_memory());  // [cell][row of threads][lane]
 #pragma unroll
@@ -119,7 +124,7 @@ struct Finish {
   Two* column_sums;  // [matrix][column]: of dy and dy*xhat, or null
   Averages* table;   // [statistic], or null
   int64_t width, slices;
-  bool center, single;
+  bool center, frozen, single;
 };
 
 // One thread for each statistic: the slices of its columns in order, then the columns.
@@ -139,7 +144,7 @@ __global__ void __launch_bounds__(128) finish_sums(const __grid_constant__ Finis
       t.a += one.a, t.b += one.b;
     }
     t.b = (t.b - (mean - shift) * t.a) * usable(rstd);
-    if (f.center && n == 1) t.b *= 0;  // xhat is exactly 0
+    if (f.center && !f.frozen && n == 1) t.b *= 0;  // xhat is exactly 0
     if (f.column_sums != nullptr) f.column_sums[b * f.width + c] = t;
     const double w = f.g.param_span == 0 ? 1.0 : param_or<double>(f.weight, c / f.g.param_span, 1.0);
     all.a += w * t.a, all.b += w * t.b;
@@ -198,8 +203,8 @@ bool wants_params(const ColumnsBackward& a) { return a.dweight.p != nullptr || a
 // A block takes a statistic's runs of cells. Not where a run holds several parameters whose gradients are wanted.
 bool as_runs(const ColumnsBackward& a) {
   const int64_t bytes = a.g.span * (a.type == DType::f64 ? 8 : a.type == DType::f32 ? 4 : 2);
-  return a.center && a.g.param_span != 0 && a.g.span > 1 && bytes >= 32 &&
-         (a.g.param_span == a.g.span || !wants_params(a));
+  return a.center && a.g.span > 1 && bytes >= 32 &&
+         (a.g.param_span == a.g.span || (a.g.param_span == 1 && !wants_params(a)));
 }
 RunsBackward runs_call(const ColumnsBackward& a) {
   return {runs_of(a.g), a.type,    a.dy,    a.x,      a.mean,   a.rstd, a.weight,
@@ -257,9 +262,8 @@ template <class T> int backward(const ColumnsBackward& a) {
                          size_t(V * map_threads) * sizeof(Two), a.stream},
                    f);
     if (error != 0) return error;
-    const Finish last{
-        g,     a.mean,         a.rstd,          a.weight, partial,       plan.along_rows ? nullptr : params,
-        table, plan.cut.width, plan.cut.slices, a.center, sizeof(T) != 8};
+    const Finish last{g,     a.mean,         a.rstd,          a.weight, partial,  plan.along_rows ? nullptr : params,
+                      table, plan.cut.width, plan.cut.slices, a.center, a.frozen, sizeof(T) != 8};
     error = launch(finish_sums, Shape{dim3(unsigned(ceil_div(g.batch * g.channels, 128))), 128, 1, 0, a.stream}, last);
     if (error != 0) return error;
   }
@@ -273,7 +277,7 @@ template <class T> int backward(const ColumnsBackward& a) {
     error = launch_map<T, BackwardStats<T>, true>(g, only_xhat, a.x, a.dy, a.dx, a.weight, {}, a.stream, row_sums);
     if (error != 0) return error;
   }
-  if (params == nullptr) return 0;
+  if (!wants_params(a)) return 0;  // without cells they are zero, and no workspace was asked for
   Totals t{params, 0, 1, 0, 0, a.dweight, a.dbias};
   if (plan.along_rows) {
     t.params = t.row = g.outer;

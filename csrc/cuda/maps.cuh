@@ -70,9 +70,10 @@ template <class T, class Stats> struct MapArguments {
   Divider by_tiles, by_span, by_param_span;
 };
 
+// `chosen`: a bit for each column of this thread that is mapped now; `rest`: the others have been before.
 template <class T, class C, bool gradient, class Stats, class K>
 __device__ __forceinline__ void map_rows(const MapArguments<T, Stats>& f, int64_t b, int64_t tile, int64_t column,
-                                         int k, const K (&coefficients)[vector_cells<T>]) {
+                                         int k, const K (&coefficients)[vector_cells<T>], unsigned chosen, bool rest) {
   constexpr int V = vector_cells<T>;
   const int lane = int(threadIdx.x) % f.lanes, y = int(threadIdx.x) / f.lanes, rows = map_threads / f.lanes;
   const int64_t from = blockIdx.y * f.slice, past = from + f.slice, to = past < f.g.outer ? past : f.g.outer;
@@ -100,16 +101,18 @@ __device__ __forceinline__ void map_rows(const MapArguments<T, Stats>& f, int64_
         if (f.row_sums != nullptr) {
           Two t{0, 0};
           if (inside) {
-            C products[V];
+            C terms[V], products[V];
 #pragma unroll
             for (int j = 0; j < V; ++j) {
-              products[j] = j < k ? d[j] * coefficients[j].xhat(v[j]) : C(0);
-              if (j >= k) d[j] = C(0);
+              const bool counts = (chosen >> j & 1) != 0;
+              products[j] = counts ? d[j] * coefficients[j].xhat(v[j]) : C(0);
+              terms[j] = counts ? d[j] : C(0);
             }
-            t = {tree_sum(d), tree_sum(products)};
+            t = {tree_sum(terms), tree_sum(products)};
           }
           t = {lane_sum(t.a, f.lanes), lane_sum(t.b, f.lanes)};
-          if (lane == 0 && o < to) f.row_sums[(b * f.tiles + tile) * f.g.outer + o] = t;
+          Two* sums = f.row_sums + (b * f.tiles + tile) * f.g.outer + o;
+          if (lane == 0 && o < to) *sums = rest ? Two{sums->a + t.a, sums->b + t.b} : t;
         }
       }
       if (!inside || f.out == nullptr) continue;
@@ -124,7 +127,9 @@ __device__ __forceinline__ void map_rows(const MapArguments<T, Stats>& f, int64_
           if (along_rows) v[j] = fused(v[j], w, shift);
         }
       }
-      store_cells(f.out + start + o * f.width, k, f.aligned, pack<T>(v));
+      const Bits16 bits = pack<T>(v);
+      if (chosen == (1u << k) - 1u) store_cells(f.out + start + o * f.width, k, f.aligned, bits);
+      else store_chosen(f.out + start + o * f.width, chosen, bits);
     }
   }
 }
@@ -151,13 +156,16 @@ __global__ void __launch_bounds__(map_threads) map_columns(const __grid_constant
       before_i = i, before_p = p;
     }
   };
-  bool fits = true;
+  unsigned careful = 0;  // columns that float32 cannot hold
   if constexpr (sizeof(C) == 4) {
     int64_t before = -1;
+    bool fits = true;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const int64_t i = b * f.g.channels + (j < k ? f.by_span.divide(column + j) : 0);
-      if (j < k && i != before) fits = fits && f.stats.fits(i);
+      if (j >= k) continue;
+      const int64_t i = b * f.g.channels + f.by_span.divide(column + j);
+      if (i != before) fits = f.stats.fits(i);
+      if (!fits) careful |= 1u << j;
       before = i;
     }
   }
@@ -166,15 +174,15 @@ __global__ void __launch_bounds__(map_threads) map_columns(const __grid_constant
       const int64_t c = f.by_span.divide(column + j);
       if (c * f.g.span == column + j) f.stats.write(b * f.g.channels + c);
     }
-  // The threads of one row go the same way.
-  if (__all_sync(all_lanes, fits)) {
-    typename Stats::template Coefficients<C> coefficients[V];
-    fill(C(0), coefficients);
-    map_rows<T, C, gradient>(f, b, tile, column, k, coefficients);
-  } else {
-    typename Stats::template Coefficients<double> coefficients[V];
-    fill(0.0, coefficients);
-    map_rows<T, double, gradient>(f, b, tile, column, k, coefficients);
+  const unsigned all = (1u << k) - 1u;
+  typename Stats::template Coefficients<C> coefficients[V];
+  fill(C(0), coefficients);
+  map_rows<T, C, gradient>(f, b, tile, column, k, coefficients, all & ~careful, false);
+  // What float32 cannot hold is done by itself, and changes nothing for its neighbours. The sums of a row need its warp.
+  if (sizeof(C) == 4 && __any_sync(all_lanes, careful != 0)) {
+    typename Stats::template Coefficients<double> wide[V];
+    fill(0.0, wide);
+    map_rows<T, double, gradient>(f, b, tile, column, k, wide, careful, true);
   }
 }
 

@@ -89,15 +89,20 @@ __global__ void __launch_bounds__(512) held_rows(const __grid_constant__ RowsWit
   const OwnSums<cells> own{sums + threadIdx.x, int(blockDim.x)};
   RowSum sum{f.lanes, place};
 
-  C w[vectors][V], chain_w[vectors][V], chain_b[vectors][V];
+  // This thread's weights stay in shared memory: in registers they would cost others their place.
+  C* weights = reinterpret_cast<C*>(sums + 2 * cells * int64_t(blockDim.x)) + threadIdx.x;
+  const auto w = [&](int i, int j) { return weights[(i * V + j) * int64_t(blockDim.x)]; };
+  C chain_w[vectors][V], chain_b[vectors][V];
 #pragma unroll
   for (int i = 0; i < vectors; ++i) {
     const int64_t c = (lane + int64_t(i) * f.lanes) * V;
-    params<V>(f.weight, c, c < f.n ? (f.n - c < V ? int(f.n - c) : V) : 0, w[i], C(1));
+    C given[V];
+    params<V>(f.weight, c, c < f.n ? (f.n - c < V ? int(f.n - c) : V) : 0, given, C(1));
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       chain_w[i][j] = chain_b[i][j] = C(0);
       own(0, i * V + j) = own(1, i * V + j) = 0;
+      weights[(i * V + j) * int64_t(blockDim.x)] = given[j];
     }
   }
   const auto load = [&](const T* p, int64_t r, int i) {
@@ -117,9 +122,10 @@ __global__ void __launch_bounds__(512) held_rows(const __grid_constant__ RowsWit
 #pragma unroll
     for (int i = 0; i < vectors; ++i) next_dy[i] = load(f.dy, r + step, i), next_x[i] = load(f.x, r + step, i);
     const double mean = inside ? param_or<double>(f.mean, r, 0.0) : 0.0, rstd = inside ? param<double>(f.rstd, r) : 1.0;
-    if (sizeof(C) == 4 && sum.any(!fits_single_backward(mean, rstd))) {
-      careful_row<T, vectors>(f, r, inside, lane, sum, own);
-    } else {
+    // A row goes its own way, whatever the others of its warp need; but the sums need all lanes.
+    const bool fits = sizeof(C) == 8 || fits_single_backward(mean, rstd), now = inside && fits;
+    if (sizeof(C) == 4 && sum.any(!fits)) careful_row<T, vectors>(f, r, inside && !fits, lane, sum, own);
+    if (sizeof(C) == 8 || sum.any(fits)) {
       Hat<C> h = hat<C>(mean, 0, 0, rstd);
       if (f.n == 1 && f.center) h.rs = h.t = 0;  // the output does not depend on x: exactly no gradient
       Two t{0, 0};
@@ -131,8 +137,8 @@ __global__ void __launch_bounds__(512) held_rows(const __grid_constant__ RowsWit
         const int64_t c = (lane + int64_t(i) * f.lanes) * V;
 #pragma unroll
         for (int j = 0; j < V; ++j) {
-          const bool counts = inside && c + j < f.n;
-          d[j] = counts ? d[j] * w[i][j] : C(0);
+          const bool counts = now && c + j < f.n;
+          d[j] = counts ? d[j] * w(i, j) : C(0);
           v[j] = counts ? d[j] * fused(v[j] - h.hi, h.rs, h.t) : C(0);
         }
         t.a += tree_sum(d), t.b += tree_sum(v);
@@ -146,13 +152,13 @@ __global__ void __launch_bounds__(512) held_rows(const __grid_constant__ RowsWit
         unpack<T>(dy[i], d);
         unpack<T>(x[i], v);
         const int64_t c = (lane + int64_t(i) * f.lanes) * V;
-        if (!inside || c >= f.n) continue;
+        if (!now || c >= f.n) continue;
 #pragma unroll
         for (int j = 0; j < V; ++j) {
           const C xhat = fused(v[j] - h.hi, h.rs, h.t);
           chain_w[i][j] = fused(d[j], xhat, chain_w[i][j]);
           chain_b[i][j] = chain_b[i][j] + d[j];
-          d[j] = fused(d[j] * w[i][j], h.rs, fused(xhat, k.a, k.b));
+          d[j] = fused(d[j] * w(i, j), h.rs, fused(xhat, k.a, k.b));
         }
         if (f.dx != nullptr) store_cells(f.dx + r * f.n + c, f.n - c < V ? int(f.n - c) : V, f.aligned, pack<T>(d));
       }
@@ -307,7 +313,8 @@ template <class T> int backward(const RowsBackward& a) {
   if (a.g.count == 0) {
   } else if (cut.held) {
     const Shape shape{dim3(unsigned(cut.blocks * cut.cluster)), cut.threads, cut.cluster,
-                      size_t(2 * sum_bytes) + size_t(2 * cut.vectors * V * cut.threads) * sizeof(double), a.stream};
+                      size_t(2 * sum_bytes) + size_t(cut.vectors * V * cut.threads) * (2 * sizeof(double) + sizeof(C)),
+                      a.stream};
     if (cut.vectors == 1) error = launch(held_rows<T, 1>, shape, f);
     else if constexpr (sizeof(T) > 2) error = launch(held_rows<T, 2>, shape, f);
   } else {

@@ -85,7 +85,7 @@ __device__ __forceinline__ void reduction_backward(const Backward<T>& f, Each ea
   Two t{0, 0};
   if ((f.dx != nullptr && !f.frozen) || (f.channel_sums != nullptr && one_channel)) {
     t = sum(slope_sums<T, C>(f, each, s, first, !one_channel));
-    if (f.v.g.n == 1) t.b *= 0;  // xhat is exactly 0
+    if (f.v.g.n == 1 && f.center && !f.frozen) t.b *= 0;  // xhat is exactly 0
     if (one_channel) {
       if (f.channel_sums != nullptr && sum.first() && inside) f.channel_sums[r] = t;
       const double w = inside ? param_or<double>(f.weight, first, 1.0) : 1.0;
@@ -115,18 +115,25 @@ __global__ void __launch_bounds__(128, 4) lanes_backward(const __grid_constant__
     }
   }
   const double mean = inside ? param_or<double>(f.mean, r, 0.0) : 0.0, rstd = inside ? param<double>(f.rstd, r) : 1.0;
+  bool now = inside;
   const auto each = [&](auto use) {
 #pragma unroll
     for (int i = 0; i < vectors; ++i) {
       const int64_t index = lane + int64_t(i) * f.lanes;
-      if (inside && index < f.v.all) use(dy[i], x[i], f.v.place(index));
+      if (now && index < f.v.all) use(dy[i], x[i], f.v.place(index));
     }
   };
   LaneSum sum{f.lanes};
-  // Rows of one warp go the same way: the sums need all its lanes.
-  if (sizeof(T) == 8 || sum.any(!fits_single_backward(mean, rstd)))
-    reduction_backward<T, double>(f, each, sum, r, inside, mean, rstd);
-  else reduction_backward<T, Compute<T>>(f, each, sum, r, inside, mean, rstd);
+  // A row goes its own way, whatever the others of its warp need; but the sums need all lanes.
+  const bool fits = sizeof(T) == 8 || fits_single_backward(mean, rstd);
+  if (sum.any(fits)) {
+    now = inside && fits;
+    reduction_backward<T, Compute<T>>(f, each, sum, r, now, mean, rstd);
+  }
+  if (sizeof(T) != 8 && sum.any(!fits)) {
+    now = inside && !fits;
+    reduction_backward<T, double>(f, each, sum, r, now, mean, rstd);
+  }
 }
 
 constexpr size_t backward_reserve = (sum_bytes + 127) / 128 * 128;

@@ -77,6 +77,14 @@ template <class T> __device__ __forceinline__ void store_cells(T* p, int k, bool
 __device__ __forceinline__ float fused(float a, float b, float c) { return fmaf(a, b, c); }
 __device__ __forceinline__ double fused(double a, double b, double c) { return fma(a, b, c); }
 
+template <class T> __device__ __forceinline__ void store_chosen(T* p, unsigned chosen, Bits16 bits) {
+  T cells[vector_cells<T>];
+  memcpy(cells, &bits, 16);
+#pragma unroll
+  for (int i = 0; i < vector_cells<T>; ++i)
+    if ((chosen >> i & 1) != 0) store1(p + i, cells[i]);
+}
+
 inline bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 // ---- parameters and statistics of any type -----------------------------------------------------------------------------
