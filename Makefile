@@ -11,15 +11,29 @@ BUILD_REQUIRES := "scikit-build-core>=0.11" "pybind11>=3.0.2" "numpy>=2.0" "cmak
 
 SOURCES := pyproject.toml CMakeLists.txt \
   $(shell find csrc python -type f -not -name '*.py[co]' -not -name '*.so')
-CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp')
+CXX_FILES := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help test lint format bench bench-check gpu accuracy demo peers clean
+.PHONY: help test asan tsan lint format bench bench-check gpu accuracy demo peers clean
 
 help:  ## say what there is
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 test: $(STAMPS)/package $(STAMPS)/test  ## set up, then run all tests and the examples of the docstrings
 	$(BIN)/python -m pytest --doctest-modules tests --pyargs normfast
+
+asan: RUNTIME := libasan.so
+asan: TESTS := tests
+tsan: RUNTIME := libtsan.so
+tsan: TESTS := tests/test_threads.py tests/test_memory.py tests/test_parameter_gradients.py tests/test_batch_norm.py
+asan tsan: %san: $(STAMPS)/package $(STAMPS)/test  ## the tests under AddressSanitizer with UBSan, or ThreadSanitizer
+	$(BIN)/cmake --preset $@ -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DNORMFAST_CUDA=OFF \
+	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
+	$(BIN)/cmake --build build/$@
+	mkdir -p build/$@/site/normfast
+	cp build/$@/_core*.so python/normfast/*.py build/$@/site/normfast/
+	LD_PRELOAD="$$(gcc -print-file-name=$(RUNTIME)) $$(gcc -print-file-name=libstdc++.so)" PYTHONPATH=build/$@/site \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	  $(BIN)/python -m pytest -m "not slow" -p no:cacheprovider --ignore tests/cuda $(TESTS)
 
 lint: $(STAMPS)/lint  ## ruff, mypy in strict mode, clang-format
 	$(BIN)/ruff check .

@@ -174,52 +174,52 @@ template <class T> void sum_blocks(const Backward<T>& f) {
   out.flush();
 }
 
-// One block of few or very wide rows: a stretch of columns is finished before the next is begun, and its sums need no
-// more room than that.
-constexpr int block_groups = 4;  // of a block of up to 64 rows
-template <class T> struct OneBlock {
+// One group of rows: a stretch of columns is finished before the next is begun, and its sums need no more room than that.
+template <class T> struct OneGroup {
   const Backward<T>& f;
-  Group<T> groups[block_groups];
-  int count;
+  Group<T> group;
   double* sums;  // [slot][2][stretch]
+  int i0, i1;    // rows between the two steps, see at_once
 };
 constexpr int64_t stretch = 4096;
-template <class T, bool Center> void one_block_sums(void* context, int64_t begin, int64_t end, int) {
-  OneBlock<T>& s = *static_cast<OneBlock<T>*>(context);
-  for (int64_t i = begin; i < end; ++i)
-    row_sums<T, Center>(s.f, s.groups[i / group_rows], int(i % group_rows), nullptr);
+template <class T, bool Center> void one_group_sums(void* context, int64_t begin, int64_t end, int) {
+  OneGroup<T>& s = *static_cast<OneGroup<T>*>(context);
+  for (int64_t i = begin; i < end; ++i) row_sums<T, Center>(s.f, s.group, s.i0 + int(i), nullptr);
 }
-template <class T, bool Center> void one_block_columns(void* context, int64_t begin, int64_t end, int slot) {
-  const OneBlock<T>& s = *static_cast<const OneBlock<T>*>(context);
+template <class T, bool Center> void one_group_columns(void* context, int64_t begin, int64_t end, int slot) {
+  const OneGroup<T>& s = *static_cast<const OneGroup<T>*>(context);
   const Backward<T>& f = s.f;
   double *dweight = s.sums + slot * 2 * stretch, *dbias = dweight + stretch;
+  const bool last = s.i1 == s.group.rows;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t from = item * stretch, n = f.n - from < stretch ? f.n - from : stretch;
-    std::memset(dweight, 0, size_t(2 * stretch) * sizeof(double));
-    for (int g = 0; g < s.count; ++g) {
-      Group<T> u = s.groups[g];
-      for (int i = 0; i < u.rows; ++i) u.dy[i] += from, u.x[i] += from, u.dx[i] += f.a.dx != nullptr ? from : 0;
-      if (u.w != nullptr) u.w += from;
-      u.dweight = dweight, u.dbias = dbias;
-      columns_range<T, Center>(f, u, 0, u.rows, 0, n);
-    }
+    Group<T> u = s.group;
+    for (int i = 0; i < u.rows; ++i) u.dy[i] += from, u.x[i] += from, u.dx[i] += f.a.dx != nullptr ? from : 0;
+    if (u.w != nullptr) u.w += from;
+    if (u.chain_w != nullptr) u.chain_w += from, u.chain_b += from;
+    u.dweight = dweight, u.dbias = dbias;
+    if (last) std::memset(dweight, 0, size_t(2 * stretch) * sizeof(double));
+    columns_range<T, Center>(f, u, s.i0, s.i1, 0, n);
+    if (!last) continue;
     round_gradients(f.a.gradient_type, f.a.dweight, from, dweight, n);
     round_gradients(f.a.gradient_type, f.a.dbias, from, dbias, n);
   }
 }
-template <class T, bool Center> bool one_block_backward(Backward<T>& f) {
+template <class T, bool Center> bool one_group_backward(Backward<T>& f) {
   const int threads = f.g.count * f.n * int64_t(sizeof(T)) <= small_work ? 1 : f.threads;
   const int64_t stretches = (f.n + stretch - 1) / stretch;
   Work<double> sums(threads * 2 * stretch);
-  if (sums.failed()) return false;
-  OneBlock<T> s{f, {}, 0, sums.p};
-  for (int64_t first = 0; first < f.phase_rows; first += group_rows) {
-    Group<T>& u = s.groups[s.count++];
-    fill_group(f, u, 0, 0, first, f.phase_rows, 0);
-    u.dweight = u.dbias = nullptr, u.chain_w = u.chain_b = nullptr;
+  Work<typename TypeOf<T>::compute> chains(f.phase_rows > f.at_once ? 2 * padded<T>(f.n) : 0);
+  if (sums.failed() || chains.failed()) return false;
+  f.chain_sums = chains.p;
+  OneGroup<T> s{f, {}, sums.p, 0, 0};
+  fill_group(f, s.group, 0, 0, 0, f.phase_rows, 0);
+  s.group.dweight = s.group.dbias = nullptr;
+  for (s.i0 = 0; s.i0 < s.group.rows; s.i0 = s.i1) {
+    s.i1 = s.i0 + f.at_once < s.group.rows ? s.i0 + f.at_once : s.group.rows;
+    parallel_for(s.i1 - s.i0, threads == 1 ? group_rows : 1, one_group_sums<T, Center>, &s, threads);
+    parallel_for(stretches, threads == 1 ? stretches : 1, one_group_columns<T, Center>, &s, threads);
   }
-  parallel_for(f.phase_rows, threads == 1 ? f.phase_rows : 1, one_block_sums<T, Center>, &s, threads);
-  parallel_for(stretches, threads == 1 ? stretches : 1, one_block_columns<T, Center>, &s, threads);
   return true;
 }
 
@@ -239,15 +239,15 @@ template <class T, bool Center> bool backward_cells(Backward<T>& f) {
   f.block_rows = share < 64 ? 64 : (share + group_rows - 1) / group_rows * group_rows;
   f.blocks = (f.phase_rows + f.block_rows - 1) / f.block_rows;
   f.streaming = f.streaming && row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(f.a.dx) % 64 == 0;
-  // Rows of which four leave the second-level cache are read from memory twice either way.
-  const bool very_wide = row_bytes * 8 > int64_t(cache_sizes().l2);
-  if (f.g.period == 1 && f.a.g.span == 1 && !f.extreme && !f.one_vector &&
-      f.phase_rows <= (very_wide ? block_groups * group_rows : group_rows))
-    return one_block_backward<T, Center>(f);
   while (f.at_once > 4 && f.at_once * row_bytes * 2 > int64_t(cache_sizes().l2) * 3 / 4) f.at_once /= 2;
+  if (f.g.period == 1 && f.phase_rows <= group_rows && f.a.g.span == 1 && !f.extreme && !f.one_vector) {
+    // Sums kept between parts of the group take eight bytes a column: not where that is nearly as much as x.
+    if (f.phase_rows * int64_t(sizeof(T)) < 20) f.at_once = group_rows;
+    return one_group_backward<T, Center>(f);
+  }
   const int64_t width = padded<T>(f.n), items = f.g.period * f.blocks;
   Work<double> block_sums(items * 2 * width);
-  const int64_t slots = f.threads < items ? f.threads : items;
+  const int64_t slots = items == 1 ? 1 : f.threads;
   Work<typename TypeOf<T>::compute> chain_sums(f.at_once < group_rows ? slots * 2 * width : 0);
   Work<T> saved(f.extreme ? f.threads * group_rows * f.n : 0);
   if (block_sums.failed() || chain_sums.failed() || saved.failed()) return false;
