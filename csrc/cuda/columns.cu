@@ -70,67 +70,69 @@ template <class T>
 __global__ void __launch_bounds__(map_threads, 1) slice_moments(const __grid_constant__ Forward<T> f) {
   using C = Compute<T>;
   constexpr int V = vector_cells<T>;
-  const int lane = int(threadIdx.x) % f.lanes, y = int(threadIdx.x) / f.lanes, rows = map_threads / f.lanes;
+  const int lane = int(threadIdx.x) % f.lanes, y = int(threadIdx.x) / f.lanes, rows = int(blockDim.x) / f.lanes;
   const int64_t b = f.by_tiles.divide(blockIdx.x), tile = blockIdx.x - b * f.tiles;
   const int64_t column = (tile * f.lanes + lane) * V;
   const int k = column >= f.width ? 0 : f.width - column < V ? int(f.width - column) : V;
   const T* x = f.x + b * f.g.outer * f.width + column;
   const int64_t from = blockIdx.y * f.slice, past = from + f.slice, to = past < f.g.outer ? past : f.g.outer;
-  Merged total[V];
   C first[V];
 #pragma unroll
   for (int j = 0; j < V; ++j) {
-    total[j] = {0, 0, 0};
     first[j] = C(0);
     // The first cell of the statistic: its columns are merged with each other later.
     if (f.center && j < k) first[j] = C(widen(load1(x - column + f.by_span.divide(column + j) * f.g.span)));
   }
-  for (int64_t o0 = from + y; o0 < to && k > 0; o0 += group_rows * rows) {
-    const int64_t left = (to - o0 + rows - 1) / rows;
-    const int count = left < group_rows ? int(left) : group_rows;
-    Bits16 bits[group_rows];
+  Partial* place = reinterpret_cast<Partial*>(shared_memory());  // [cell][part][lane]
+  for (int part = y; part < sum_parts; part += rows) {
+    Merged total[V];
 #pragma unroll
-    for (int i = 0; i < group_rows; ++i) {
-      bits[i] = Bits16{};
-      if (i < count) bits[i] = load_cells(x + (o0 + int64_t(i) * rows) * f.width, k, f.aligned);
-    }
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-      C d[group_rows];
+    for (int j = 0; j < V; ++j) total[j] = {0, 0, 0};
+    for (int64_t o0 = from + part; o0 < to && k > 0; o0 += group_rows * sum_parts) {
+      const int64_t left = (to - o0 + sum_parts - 1) / sum_parts;
+      const int count = left < group_rows ? int(left) : group_rows;
+      Bits16 bits[group_rows];
 #pragma unroll
       for (int i = 0; i < group_rows; ++i) {
-        C v[V];
-        unpack<T>(bits[i], v);
-        d[i] = v[j] - first[j];
+        bits[i] = Bits16{};
+        if (i < count) bits[i] = load_cells(x + (o0 + int64_t(i) * sum_parts) * f.width, k, f.aligned);
       }
-      Partial t = group_moments(d, count, f.center);
-      if (sizeof(C) == 4 && !(t.squares >= 0x1p-90 && t.squares <= 0x1p+100)) {
-        double wide[group_rows];
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        C d[group_rows];
 #pragma unroll
         for (int i = 0; i < group_rows; ++i) {
           C v[V];
           unpack<T>(bits[i], v);
-          wide[i] = double(v[j]) - double(first[j]);
+          d[i] = v[j] - first[j];
         }
-        t = group_moments(wide, count, f.center);
-      }
-      total[j].add(double(count), t.mean, t.squares, f.center);
-    }
-  }
-  // The threads down a column, in order.
-  Partial* place = reinterpret_cast<Partial*>(shared_memory());  // [cell][row of threads][lane]
+        Partial t = group_moments(d, count, f.center);
+        if (sizeof(C) == 4 && !(t.squares >= 0x1p-90 && t.squares <= 0x1p+100)) {
+          double wide[group_rows];
 #pragma unroll
-  for (int j = 0; j < V; ++j) place[j * map_threads + int(threadIdx.x)] = {total[j].mean, total[j].squares};
+          for (int i = 0; i < group_rows; ++i) {
+            C v[V];
+            unpack<T>(bits[i], v);
+            wide[i] = double(v[j]) - double(first[j]);
+          }
+          t = group_moments(wide, count, f.center);
+        }
+        total[j].add(double(count), t.mean, t.squares, f.center);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < V; ++j) place[(j * sum_parts + part) * f.lanes + lane] = {total[j].mean, total[j].squares};
+  }
   __syncthreads();
-  // Each of these columns is finished by a thread of its own.
-  for (int index = int(threadIdx.x); index < f.lanes * V; index += map_threads) {
+  // The parts of each column, in order.
+  for (int index = int(threadIdx.x); index < f.lanes * V; index += int(blockDim.x)) {
     const int at = index / V, j = index % V;
     const int64_t c = (tile * f.lanes + at) * V + j;
     if (c >= f.width) continue;
     Merged all{0, 0, 0};
-    for (int i = 0; i < rows; ++i) {
-      const int64_t o = from + i, count = o < to ? (to - o + rows - 1) / rows : 0;
-      const Partial t = place[j * map_threads + i * f.lanes + at];
+    for (int part = 0; part < sum_parts; ++part) {
+      const int64_t o = from + part, count = o < to ? (to - o + sum_parts - 1) / sum_parts : 0;
+      const Partial t = place[(j * sum_parts + part) * f.lanes + at];
       all.add(double(count), t.mean, t.squares, f.center);
     }
     f.partial[(b * gridDim.y + blockIdx.y) * f.width + c] = {all.mean, all.squares};
@@ -149,18 +151,27 @@ template <class T> struct Finish {
   bool center;
 };
 
-// One thread for each statistic: its slices, and the columns of its span, in order.
-template <class T> __global__ void __launch_bounds__(128) finish_moments(const __grid_constant__ Finish<T> f) {
-  const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i >= f.g.batch * f.g.channels) return;
+template <class T>
+__global__ void __launch_bounds__(finish_threads) finish_moments(const __grid_constant__ Finish<T> f) {
+  const int at = int(threadIdx.x) % finish_columns, y = int(threadIdx.x) / finish_columns;
+  const int64_t i = int64_t(blockIdx.x) * finish_columns + at;
   const int64_t b = i / f.g.channels, c = i % f.g.channels;
   Merged all{0, 0, 0};
-  for (int64_t s = 0; s < f.slices; ++s) {
-    const int64_t from = s * f.slice, to = from + f.slice < f.g.outer ? from + f.slice : f.g.outer;
-    for (int64_t j = 0; j < f.g.span; ++j) {
-      const Partial t = f.partial[(b * f.slices + s) * f.width + c * f.g.span + j];
-      all.add(double(to - from), t.mean, t.squares, f.center);
+  if (i < f.g.batch * f.g.channels)
+    for (int64_t s = y; s < f.slices; s += sum_parts) {
+      const int64_t from = s * f.slice, to = from + f.slice < f.g.outer ? from + f.slice : f.g.outer;
+      for (int64_t j = 0; j < f.g.span; ++j) {
+        const Partial t = f.partial[(b * f.slices + s) * f.width + c * f.g.span + j];
+        all.add(double(to - from), t.mean, t.squares, f.center);
+      }
     }
+  Merged* place = reinterpret_cast<Merged*>(shared_memory());
+  place[threadIdx.x] = all;
+  __syncthreads();
+  if (y != 0 || i >= f.g.batch * f.g.channels) return;
+  for (int part = 1; part < sum_parts; ++part) {
+    const Merged t = place[part * finish_columns + at];
+    all.add(t.n, t.mean, t.squares, f.center);
   }
   Exact mean{0, 0};
   if (f.center) mean = two_sum(double(widen(load1(f.x + b * f.g.outer * f.width + c * f.g.span))), all.mean);
@@ -173,12 +184,6 @@ template <class T> __global__ void __launch_bounds__(128) finish_moments(const _
   put(f.running.var, i,
       running_average(param<double>(old_var, i), sample_variance(var > 0 ? var : var * 0, all.n, f.running.ddof),
                       f.running.weight));
-}
-
-// Slices for the sums: enough blocks to fill a device, by the shape of one matrix alone.
-template <class T> MatrixCut<T> cut_sums(const Columns& g) {
-  const int64_t tiles = MatrixCut<T>(g, 1, 1).tiles;
-  return MatrixCut<T>(g, 2 * group_rows, tiles < 1024 ? 1024 / tiles : 1);
 }
 
 bool as_runs(const Columns& g, DType type, bool center) {
@@ -194,7 +199,7 @@ template <class T> size_t table_bytes(const Columns& g) {
 template <class T> int forward(const ColumnsForward& a) {
   constexpr int V = vector_cells<T>;
   const Columns& g = a.g;
-  const MatrixCut<T> cut = cut_sums<T>(g);
+  const SumCut<T> cut(g);
   Statistic* table = static_cast<Statistic*>(a.work);
   Partial* partial = reinterpret_cast<Partial*>(static_cast<char*>(a.work) + table_bytes<T>(g));
   const Forward<T> f{g,
@@ -209,14 +214,16 @@ template <class T> int forward(const ColumnsForward& a) {
                      Divider(cut.tiles, g.batch * cut.tiles),
                      Divider(g.span, cut.width)};
   int error = launch(slice_moments<T>,
-                     Shape{dim3(unsigned(g.batch * cut.tiles), unsigned(cut.slices)), map_threads, 1,
-                           size_t(V * map_threads) * sizeof(Partial), a.stream},
+                     Shape{dim3(unsigned(g.batch * cut.tiles), unsigned(cut.slices)), cut.threads, 1,
+                           size_t(V * sum_parts * cut.lanes) * sizeof(Partial), a.stream},
                      f);
   if (error != 0) return error;
   const Finish<T> last{g,         f.x,   partial,   table,      a.mean,    a.rstd,
                        a.running, a.eps, cut.width, cut.slices, cut.slice, a.center};
-  error =
-      launch(finish_moments<T>, Shape{dim3(unsigned(ceil_div(g.batch * g.channels, 128))), 128, 1, 0, a.stream}, last);
+  error = launch(finish_moments<T>,
+                 Shape{dim3(unsigned(ceil_div(g.batch * g.channels, finish_columns))), finish_threads, 1,
+                       finish_threads * sizeof(Merged), a.stream},
+                 last);
   if (error != 0) return error;
   return map_forward({g, a.type, a.x, a.y, a.weight, a.bias, table, {}, {}, nullptr, nullptr, a.eps, a.stream});
 }
@@ -229,7 +236,7 @@ size_t columns_forward_workspace(const ColumnsForward& a) {
   if (empty(a.g) || as_runs(a.g, a.type, a.center)) return 0;
   return with_type(a.type, [&](auto t) {
     using T = decltype(t);
-    const MatrixCut<T> cut = cut_sums<T>(a.g);
+    const SumCut<T> cut(a.g);
     return table_bytes<T>(a.g) + size_t(a.g.batch * cut.slices * cut.width) * sizeof(Partial);
   });
 }

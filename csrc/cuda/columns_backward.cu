@@ -33,10 +33,9 @@ template <class C> __device__ __forceinline__ C shift_of(double mean, double rst
 __device__ __forceinline__ bool in_single(double mean, double rstd) { return fits_single_backward(mean, rstd); }
 
 template <class T, class C>
-__device__ __forceinline__ void slice_rows(const Sums<T>& f, int64_t b, int64_t column, int k,
+__device__ __forceinline__ void slice_rows(const Sums<T>& f, int64_t b, int64_t column, int k, int part,
                                            Two (&total)[vector_cells<T>]) {
   constexpr int V = vector_cells<T>;
-  const int y = int(threadIdx.x) / f.lanes, rows = map_threads / f.lanes;
   const int64_t from = blockIdx.y * f.slice, past = from + f.slice, to = past < f.g.outer ? past : f.g.outer;
   const int64_t start = b * f.g.outer * f.width + column;
   C shift[V];
@@ -45,12 +44,12 @@ __device__ __forceinline__ void slice_rows(const Sums<T>& f, int64_t b, int64_t 
     const int64_t i = b * f.g.channels + f.by_span.divide(j < k ? column + j : column);
     shift[j] = shift_of<C>(param_or<double>(f.mean, i, 0.0), param<double>(f.rstd, i));
   }
-  for (int64_t o0 = from + y; o0 < to; o0 += group_rows * rows) {
+  for (int64_t o0 = from + part; o0 < to; o0 += group_rows * sum_parts) {
     Bits16 dy[group_rows], x[group_rows];
     C w[group_rows];
 #pragma unroll
     for (int i = 0; i < group_rows; ++i) {
-      const int64_t o = o0 + int64_t(i) * rows;
+      const int64_t o = o0 + int64_t(i) * sum_parts;
       dy[i] = x[i] = Bits16{};
       w[i] = C(1);
       if (o >= to) continue;
@@ -66,7 +65,7 @@ __device__ __forceinline__ void slice_rows(const Sums<T>& f, int64_t b, int64_t 
         C d[V], v[V];
         unpack<T>(dy[i], d);
         unpack<T>(x[i], v);
-        const bool inside = o0 + int64_t(i) * rows < to;
+        const bool inside = o0 + int64_t(i) * sum_parts < to;
         s[i] = inside ? d[j] * w[i] : C(0);
         q[i] = inside ? s[i] * (v[j] - shift[j]) : C(0);
       }
@@ -77,40 +76,43 @@ __device__ __forceinline__ void slice_rows(const Sums<T>& f, int64_t b, int64_t 
 
 template <class T> __global__ void __launch_bounds__(map_threads, 1) slice_sums(const __grid_constant__ Sums<T> f) {
   constexpr int V = vector_cells<T>;
-  const int lane = int(threadIdx.x) % f.lanes, rows = map_threads / f.lanes;
+  const int lane = int(threadIdx.x) % f.lanes, y = int(threadIdx.x) / f.lanes, rows = int(blockDim.x) / f.lanes;
   const int64_t b = f.by_tiles.divide(blockIdx.x), tile = blockIdx.x - b * f.tiles;
   const int64_t column = (tile * f.lanes + lane) * V;
   const int k = column >= f.width ? 0 : f.width - column < V ? int(f.width - column) : V;
-  Two total[V];
   unsigned careful = 0;  // columns that float32 cannot hold; the others keep the bits that they have without these
 #pragma unroll
   for (int j = 0; j < V; ++j) {
-    total[j] = {0, 0};
     if (sizeof(T) == 8 || j >= k) continue;
     const int64_t i = b * f.g.channels + f.by_span.divide(column + j);
     if (!in_single(param_or<double>(f.mean, i, 0.0), param<double>(f.rstd, i))) careful |= 1u << j;
   }
-  if (k > 0) slice_rows<T, Compute<T>>(f, b, column, k, total);
-  if (sizeof(T) != 8 && careful != 0) {
-    Two wide[V];
+  Two* place = reinterpret_cast<Two*>(shared_memory());  // [cell][part][lane]
+  for (int part = y; part < sum_parts; part += rows) {
+    Two total[V];
 #pragma unroll
-    for (int j = 0; j < V; ++j) wide[j] = {0, 0};
-    slice_rows<T, double>(f, b, column, k, wide);
+    for (int j = 0; j < V; ++j) total[j] = {0, 0};
+    if (k > 0) slice_rows<T, Compute<T>>(f, b, column, k, part, total);
+    if (sizeof(T) != 8 && careful != 0) {
+      Two wide[V];
 #pragma unroll
-    for (int j = 0; j < V; ++j)
-      if (careful >> j & 1) total[j] = wide[j];
+      for (int j = 0; j < V; ++j) wide[j] = {0, 0};
+      slice_rows<T, double>(f, b, column, k, part, wide);
+#pragma unroll
+      for (int j = 0; j < V; ++j)
+        if (careful >> j & 1) total[j] = wide[j];
+    }
+#pragma unroll
+    for (int j = 0; j < V; ++j) place[(j * sum_parts + part) * f.lanes + lane] = total[j];
   }
-  Two* place = reinterpret_cast<Two*>(shared_memory());  // [cell][row of threads][lane]
-#pragma unroll
-  for (int j = 0; j < V; ++j) place[j * map_threads + int(threadIdx.x)] = total[j];
   __syncthreads();
-  for (int index = int(threadIdx.x); index < f.lanes * V; index += map_threads) {
+  for (int index = int(threadIdx.x); index < f.lanes * V; index += int(blockDim.x)) {
     const int at = index / V, j = index % V;
     const int64_t c = (tile * f.lanes + at) * V + j;
     if (c >= f.width) continue;
     Two all{0, 0};
-    for (int i = 0; i < rows; ++i) {
-      const Two t = place[j * map_threads + i * f.lanes + at];
+    for (int part = 0; part < sum_parts; ++part) {
+      const Two t = place[(j * sum_parts + part) * f.lanes + at];
       all.a += t.a, all.b += t.b;
     }
     f.partial[(b * gridDim.y + blockIdx.y) * f.width + c] = all;
@@ -127,29 +129,41 @@ struct Finish {
   bool center, frozen, single;
 };
 
-// One thread for each statistic: the slices of its columns in order, then the columns.
-__global__ void __launch_bounds__(128) finish_sums(const __grid_constant__ Finish f) {
-  const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i >= f.g.batch * f.g.channels) return;
+// A few threads for each statistic: the slices of a column, as in columns.cu, then the columns of its span.
+__global__ void __launch_bounds__(finish_threads) finish_sums(const __grid_constant__ Finish f) {
+  const int at = int(threadIdx.x) % finish_columns, y = int(threadIdx.x) / finish_columns;
+  const int64_t i = int64_t(blockIdx.x) * finish_columns + at;
+  const bool inside = i < f.g.batch * f.g.channels;
   const int64_t b = i / f.g.channels, c0 = i % f.g.channels * f.g.span;
-  const double mean = param_or<double>(f.mean, i, 0.0), rstd = param<double>(f.rstd, i),
-               n = double(f.g.outer * f.g.span);
-  const double shift =
-      f.single && in_single(mean, rstd) ? double(shift_of<float>(mean, rstd)) : shift_of<double>(mean, rstd);
+  const double mean = inside ? param_or<double>(f.mean, i, 0.0) : 0.0, rstd = inside ? param<double>(f.rstd, i) : 1.0;
+  const double n = double(f.g.outer * f.g.span);
+  const bool single = f.single && in_single(mean, rstd);
+  const double shift = single ? double(shift_of<float>(mean, rstd)) : shift_of<double>(mean, rstd);
+  Two* place = reinterpret_cast<Two*>(shared_memory());
   Two all{0, 0};
   for (int64_t c = c0; c < c0 + f.g.span; ++c) {
     Two t{0, 0};
-    for (int64_t s = 0; s < f.slices; ++s) {
-      const Two one = f.partial[(b * f.slices + s) * f.width + c];
-      t.a += one.a, t.b += one.b;
+    if (inside)
+      for (int64_t s = y; s < f.slices; s += sum_parts) {
+        const Two one = f.partial[(b * f.slices + s) * f.width + c];
+        t.a += one.a, t.b += one.b;
+      }
+    place[threadIdx.x] = t;
+    __syncthreads();
+    if (y == 0 && inside) {
+      for (int part = 1; part < sum_parts; ++part) {
+        const Two one = place[part * finish_columns + at];
+        t.a += one.a, t.b += one.b;
+      }
+      t.b = (t.b - (mean - shift) * t.a) * usable(rstd);
+      if (f.center && !f.frozen && n == 1) t.b *= 0;  // xhat is exactly 0
+      if (f.column_sums != nullptr) f.column_sums[b * f.width + c] = t;
+      const double w = f.g.param_span == 0 ? 1.0 : param_or<double>(f.weight, c / f.g.param_span, 1.0);
+      all.a += w * t.a, all.b += w * t.b;
     }
-    t.b = (t.b - (mean - shift) * t.a) * usable(rstd);
-    if (f.center && !f.frozen && n == 1) t.b *= 0;  // xhat is exactly 0
-    if (f.column_sums != nullptr) f.column_sums[b * f.width + c] = t;
-    const double w = f.g.param_span == 0 ? 1.0 : param_or<double>(f.weight, c / f.g.param_span, 1.0);
-    all.a += w * t.a, all.b += w * t.b;
+    __syncthreads();  // before the next column's sums take their place
   }
-  if (f.table != nullptr) f.table[i] = {f.center ? all.a / n : 0.0, all.b / n};
+  if (y == 0 && inside && f.table != nullptr) f.table[i] = {f.center ? all.a / n : 0.0, all.b / n};
 }
 
 // A warp for each parameter: sums[(i*rows + p*each + j)] over i < count and j < each, in order.
@@ -212,14 +226,12 @@ RunsBackward runs_call(const ColumnsBackward& a) {
 }
 
 template <class T> struct Plan {
-  MatrixCut<T> cut;
+  SumCut<T> cut;
   bool along_rows, sums;
   size_t table, partial, params;  // bytes of each part of the workspace
 
   explicit Plan(const ColumnsBackward& a)
-      : cut(a.g, 2 * group_rows, 1), along_rows(a.g.param_span == 0), sums(false), table(0), partial(0), params(0) {
-    const int64_t tiles = cut.tiles;
-    cut = MatrixCut<T>(a.g, 2 * group_rows, tiles < 1024 ? 1024 / tiles : 1);
+      : cut(a.g), along_rows(a.g.param_span == 0), sums(false), table(0), partial(0), params(0) {
     const auto whole = [](int64_t count, size_t size) { return (size_t(count) * size + 255) / 256 * 256; };
     sums = (a.dx != nullptr && !a.frozen) || (wants_params(a) && !along_rows);
     if (sums) {
@@ -258,13 +270,16 @@ template <class T> int backward(const ColumnsBackward& a) {
                     Divider(plan.cut.tiles, g.batch * plan.cut.tiles),
                     Divider(g.span, plan.cut.width)};
     error = launch(slice_sums<T>,
-                   Shape{dim3(unsigned(g.batch * plan.cut.tiles), unsigned(plan.cut.slices)), map_threads, 1,
-                         size_t(V * map_threads) * sizeof(Two), a.stream},
+                   Shape{dim3(unsigned(g.batch * plan.cut.tiles), unsigned(plan.cut.slices)), plan.cut.threads, 1,
+                         size_t(V * sum_parts * plan.cut.lanes) * sizeof(Two), a.stream},
                    f);
     if (error != 0) return error;
     const Finish last{g,     a.mean,         a.rstd,          a.weight, partial,  plan.along_rows ? nullptr : params,
                       table, plan.cut.width, plan.cut.slices, a.center, a.frozen, sizeof(T) != 8};
-    error = launch(finish_sums, Shape{dim3(unsigned(ceil_div(g.batch * g.channels, 128))), 128, 1, 0, a.stream}, last);
+    error = launch(finish_sums,
+                   Shape{dim3(unsigned(ceil_div(g.batch * g.channels, finish_columns))), finish_threads, 1,
+                         finish_threads * sizeof(Two), a.stream},
+                   last);
     if (error != 0) return error;
   }
   Two* row_sums = plan.along_rows ? params : nullptr;

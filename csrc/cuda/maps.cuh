@@ -57,6 +57,31 @@ template <class T> struct MatrixCut {
   }
 };
 
+// The sums down the columns of a matrix. Their order depends on the number of rows alone, not on how many columns lie side
+// by side: rows are cut into slices, and in each slice row o belongs to the part o % sum_parts. A block has as many
+// threads to a column as fit, and each of them takes its parts one after the other.
+constexpr int sum_parts = 16;
+template <class T> struct SumCut {
+  int64_t width, tiles, slice, slices;
+  int lanes, threads;
+
+  explicit SumCut(const Columns& g) {
+    constexpr int V = vector_cells<T>;
+    width = g.channels * g.span;
+    const int64_t vectors = ceil_div(width, V);
+    lanes = 32;
+    while (lanes > 1 && lanes / 2 >= vectors) lanes /= 2;
+    threads = lanes * sum_parts < 32 ? 32 : lanes * sum_parts > map_threads ? map_threads : lanes * sum_parts;
+    tiles = ceil_div(vectors, lanes);
+    const int64_t share = ceil_div(ceil_div(g.outer, 512), sum_parts) * sum_parts;
+    slice = share < 128 ? 128 : share;
+    slices = g.outer > 0 ? ceil_div(g.outer, slice) : 1;
+  }
+};
+
+// The threads that add the slices of one statistic up: thread y takes every sum_parts-th, then they meet in order.
+constexpr int finish_threads = 256, finish_columns = finish_threads / sum_parts;
+
 template <class T, class Stats> struct MapArguments {
   Columns g;
   Stats stats;
