@@ -218,8 +218,8 @@ nf.set_num_threads(2)
 nf.set_pool_limit(0)
 found = {}
 LARGE = [
-    layer((8192, 1024)), layer((8, 1 << 20)), layer((16, 1 << 19)), layer((32, 1 << 19)), layer((1 << 19, 16)), layer((1 << 20, 4)),
-    layer((8, 1024, 1024), axis=1), layer((8, 4, 1 << 18), axis=1),
+    layer((8192, 1024)), layer((8, 1 << 20)), layer((16, 1 << 19)), layer((32, 1 << 19)),
+    layer((1 << 19, 16)), layer((1 << 20, 4)), layer((8, 1024, 1024), axis=1), layer((8, 4, 1 << 18), axis=1),
     layer((1024, 8192), axis=0), rms((8192, 1024)), rms((8, 1024, 1024), axis=1),
     group((8, 64, 128, 128), 8), group((8, 128, 128, 64), 8, channel_axis=-1),
     instance((8, 64, 128, 128)), instance((8, 128, 128, 64), channel_axis=-1),
