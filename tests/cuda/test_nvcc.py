@@ -17,8 +17,8 @@ FLAGS = ["-std=c++17", "-O3", "-fmad=false", f"-arch={ARCHITECTURE}", "-Icsrc", 
 # Registers of a thread, at most: with the threads of a block, what decides how many blocks a multiprocessor holds.
 CAPS = {
     "affine": {"map_columns": 128},
-    "columns": {"slice_moments": 192, "finish_moments": 48},
-    "columns_backward": {"slice_sums": 255, "finish_sums": 48, "map_columns": 255, "total_sums": 40},
+    "columns": {"slice_moments": 192, "finish_moments": 64},
+    "columns_backward": {"slice_sums": 255, "finish_sums": 64, "map_columns": 255, "total_sums": 40},
     "copy": {"copy_all": 40},
     "row_params": {"held_rows": 128, "wide_params": 128, "total_params": 40},
     "rows": {"lanes_forward": 128, "cluster_forward": 128},
