@@ -80,6 +80,9 @@ COLUMNS = [
     group((3, 5, 7, 12), 12, channel_axis=-1),
     group((2, 9, 9, 15), 5, channel_axis=-1),
     group((2, 4, 6, 2), 3, channel_axis=2),
+    # several slices of a column, and more rows to a slice
+    group((1, 300, 12), 4, channel_axis=-1),
+    batch((140_001, 2)),
     layer((3, 19, 6, 7), axis=1),
     layer((67, 37), axis=0),
     layer((2, 3, 5, 9), axis=(1, 2)),

@@ -107,7 +107,7 @@ def tests(stem, barrier):
     for case in (
         ()
         if columns
-        else (layer((2, 70001)), group((2, 3, 30011), 1), group((2, 4, 91, 93), 2), instance((2, 2, 90, 91)))
+        else (layer((1, 70001)), group((2, 3, 30011), 1), group((2, 4, 91, 93), 2), instance((2, 2, 90, 91)))
     ):
         for cluster in (8, 1):
             yield f"in place {case}", lambda lib, c=case, n=cluster: suite.test_in_place(lib, c, F32, n)

@@ -82,7 +82,7 @@ RULES = [
     (r"((?:\w+\[i\] = )+(?:Bits16|T)\{\};)", "garbage"),
 ]
 # How large a launch is: a choice, not a guard.
-CHOICES = ("cut_rows", "cut_sums", "Plan", "grid_of")
+CHOICES = ("cut_rows", "cut_sums", "SumCut", "Plan", "grid_of")
 
 
 def _without_comments(text):
@@ -163,6 +163,7 @@ FITS = "a row that is not there counts as one that float32 holds"
 FOLLOWS = "columns: all three follow from the length of a run; rows: one run"
 NOTHING = "a part without cells has no mean and no squares: it is merged with weight 0"
 ORDERED = "the sum over the block, before anything is stored, has a barrier too"
+PADDED = "what is written lies in the padding of the table, which ends at a multiple of 256 bytes"
 PERIOD = "the parameters of a row that is not there are those of its place in the period: within range"
 SPARE = "only grids of more than one row have blocks to spare: beyond 2^28 reductions"
 
@@ -181,6 +182,7 @@ EQUIVALENT: dict[str, str] = {
     "columns_backward/slice_sums: column >= f.width -> false": EMPTY,
     "columns_backward/slice_sums: f.width - column < V -> true": LONG,
     "columns_backward/slice_sums: k > 0 -> true": EMPTY,
+    "columns_backward/finish_sums: inside #4 -> true": PADDED,
     "columns_backward/total_sums: threadIdx.x % 32 != 0 -> false": ALIKE,
     "maps/map_rows: x[i] = dy[i] = Bits16{}; -> garbage": MASKED,
     "maps/map_rows: k == 0 -> false": EMPTY,
