@@ -538,17 +538,17 @@ def test_a_million_cells(lib, make, dtype, cluster):
 
 # ---- the sanitizer, and the tests themselves -------------------------------------------------------------------------
 
-SWEEP = "import sys, _matrix; sys.exit(_matrix.sweep(sys.argv[1], 3) > 0)"
+SWEEP = "import sys, _matrix; sys.exit(_matrix.sweep(sys.argv[1], 1) > 0)"
 
 
 @pytest.mark.slow
 def test_sanitizer():
-    """A third of the cases (all types among them), both ways, under AddressSanitizer and UBSan."""
+    """All cases, both ways, under AddressSanitizer and UBSan."""
     if not builder.sanitizer_available():
         pytest.skip("needs AddressSanitizer")
     done = builder.sanitized(["-c", SWEEP, builder.build("asan")])
     assert done.returncode == 0, done.stderr[-8000:]
-    assert int(done.stdout) == 2 * len(samples()[::3]) > 300
+    assert int(done.stdout) == 2 * len(samples()) >= 500
 
 
 def test_the_checks_notice_errors(lib):
