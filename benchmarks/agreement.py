@@ -20,7 +20,7 @@ TOLERANCE = {
     "float16": (1e-3, 6e-3, 5e-2),
     "bfloat16": (8e-3, 4e-2, 0.5),
 }
-_NAMES = ("y",), ("dx", "dweight", "dbias")
+_GRADIENTS = ("dx", "dweight", "dbias")
 _CHUNK = 1 << 16
 
 
@@ -33,10 +33,12 @@ class Disagreement(Exception):
     """A contender's result is not the expected one."""
 
 
-def check(name: str, dtype: str, results: tuple[np.ndarray, ...], expected: tuple[np.ndarray, ...]) -> float:
+def check(
+    name: str, dtype: str, backward: bool, results: tuple[np.ndarray, ...], expected: tuple[np.ndarray, ...]
+) -> float:
     """The largest error over the results. Raises `Disagreement` where one is not within its tolerance."""
     own, peers, gradients = TOLERANCE[dtype]
-    names = _NAMES[len(expected) > 1]
+    names = _GRADIENTS if backward else ("y",)
     if len(results) != len(expected):
         raise Disagreement(f"{len(results)} results where {len(expected)} are expected")
     worst = 0.0

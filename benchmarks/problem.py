@@ -6,6 +6,7 @@ with whole-array expressions (NumPy, JAX): a reshape, the axes of the statistics
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -33,6 +34,11 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     memory = np.empty(nbytes + 64, np.uint8)
     start = -memory.ctypes.data % 64
     return memory[start : start + nbytes].view(dtype).reshape(shape)
+
+
+def present(results: Iterable) -> tuple:
+    """Results without the gradients that were not asked for."""
+    return tuple(one for one in results if one is not None)
 
 
 @dataclass(frozen=True)
@@ -127,17 +133,22 @@ class Problem:
 
     @cached_property
     def expected(self) -> tuple[np.ndarray, ...]:
-        """What every contender must return: (y,) or (dx, dweight, dbias); RMS norm has no dbias."""
+        """What every contender must return: (y,) or (dx, dweight, dbias), RMS norm without dbias; or (dx,)."""
         case = self.case
         if not case.backward:
             return (self._forward[0],)
         if self._blocks:
-            return self._backward_in_blocks()
+            return self._backward_in_blocks()[: len(self.needs)]
         function = getattr(self._reference, case.op)
         statistics = (self.rstd,) if case.family == "rms_norm" else (self.mean, self.rstd)
         where = {"axis": case.axis} if case.per_row else {"channel_axis": case.channel_axis}
-        needs = ("x", "weight") if case.family == "rms_norm" else ("x", "weight", "bias")
-        return tuple(function(self.dy, self.x, *statistics, self.weight, needs=needs, **where))
+        return present(function(self.dy, self.x, *statistics, self.weight, needs=self.needs, **where))
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The gradients that the case asks for, as normfast's ``needs``."""
+        every = ("x", "weight") if self.case.family == "rms_norm" else ("x", "weight", "bias")
+        return every if self.case.parameter_gradients else every[:1]
 
     @cached_property
     def _blocks(self) -> list[slice]:

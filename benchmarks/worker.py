@@ -72,7 +72,7 @@ class Worker:
             self.say("doing", text=f"{case.label}: {name}")
             try:
                 contender = peer.prepare(problem, self.recycled)
-                errors[name] = check(name, case.dtype, contender.arrays(contender.call()), expected)
+                errors[name] = check(name, case.dtype, case.backward, contender.arrays(contender.call()), expected)
                 contenders[name] = contender
             except peers.Lacks as reason:
                 lacks[name] = str(reason)

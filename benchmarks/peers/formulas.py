@@ -36,7 +36,7 @@ def forward(xp: Any, problem: Problem, x: Any, weight: Any, bias: Any, mean: Any
 
 
 def backward(xp: Any, problem: Problem, dy: Any, x: Any, mean: Any, rstd: Any, weight: Any) -> Any:
-    """(dx, dweight, dbias); without dbias for RMS norm."""
+    """(dx, dweight, dbias), without dbias for RMS norm; or (dx,)."""
     view, shape, dtype = problem.view, x.shape, x.dtype
     compute = xp.float32 if dtype.itemsize == 2 else dtype
     rms = problem.case.family == "rms_norm"
@@ -49,6 +49,8 @@ def backward(xp: Any, problem: Problem, dy: Any, x: Any, mean: Any, rstd: Any, w
     if not rms:
         dx = dx - xp.mean(g, axis=view.axes, keepdims=True)
     dx = _in(dtype, (dx * rstd).reshape(shape))
+    if not problem.case.parameter_gradients:
+        return (dx,)
     dweight = _in(weight.dtype, xp.sum(dy * xhat, axis=view.gradient_axes).reshape(weight.shape))
     if rms:
         return dx, dweight

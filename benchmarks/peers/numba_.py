@@ -34,7 +34,9 @@ class Numba(Peer):
             inputs = [self.parts, *inputs]
         inputs = [a.reshape(view_shape) if a is problem.x or a is problem.dy else a for a in inputs]
         parameters = [np.empty(case.channels, problem.dtype) for _ in range(2)] if case.backward else []
-        if case.op == "rms_norm_backward":
+        if loop in loops.WITHOUT_PARAMETERS:
+            parameters = []
+        elif case.op == "rms_norm_backward":
             parameters.pop()
 
         def run(out):
@@ -42,7 +44,8 @@ class Numba(Peer):
             return out, *parameters
 
         def arrays(result):
-            return (result[0].reshape(case.shape), *(p.copy() for p in result[1:]))
+            wanted = result[1:] if case.parameter_gradients else ()  # most loops compute them on the way
+            return (result[0].reshape(case.shape), *(p.copy() for p in wanted))
 
         if recycled:
             given = np.empty(view_shape, problem.dtype)
@@ -63,18 +66,22 @@ class Numba(Peer):
                 return loops.layer_norm, [x, w, b, eps], rows
             if case.op == "rms_norm":
                 return loops.rms_norm, [x, w, eps], rows
+            if case.op == "rms_norm_backward" and not case.parameter_gradients:
+                return loops.rms_norm_backward_x, [dy, x, rstd.ravel(), w], rows
             if case.op == "rms_norm_backward":
                 return loops.rms_norm_backward, [dy, x, rstd.ravel(), w], rows
+            if not case.parameter_gradients:
+                return loops.layer_norm_backward_x, [dy, x, mean.ravel(), rstd.ravel(), w], rows
             return loops.layer_norm_backward, [dy, x, mean.ravel(), rstd.ravel(), w], rows
         if case.per_row:
-            if case.op != "layer_norm":
-                raise Lacks("no loop written for this axis")
             before = int(np.prod(case.shape[: case.axis]))
-            return (
-                loops.layer_norm_middle,
-                [x, w, b, eps],
-                (before, case.channels, case.size // before // case.channels),
-            )
+            planes = (before, case.channels, case.size // before // case.channels)
+            if case.op == "layer_norm":
+                return loops.layer_norm_middle, [x, w, b, eps], planes
+            if case.op != "layer_norm_backward" or not case.parameter_gradients:
+                raise Lacks("no loop written for this axis")
+            statistics = [a.reshape(before, planes[2]) for a in (mean, rstd)]
+            return loops.layer_norm_backward_middle, [dy, x, *statistics, w], planes
         samples, channels = case.shape[0], case.channels
         cells = case.size // samples // channels
         if case.family == "batch_norm":

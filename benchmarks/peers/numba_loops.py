@@ -105,6 +105,61 @@ def rms_norm_backward(parts, dy, x, rstd, w, dx, dw):
 
 
 @_loop
+def layer_norm_backward_x(dy, x, mean, rstd, w, dx):
+    m, n = x.shape
+    for i in prange(m):
+        c1 = x.dtype.type(0)
+        c2 = x.dtype.type(0)
+        for j in range(n):
+            g = dy[i, j] * w[j]
+            c1 += g
+            c2 += g * (x[i, j] - mean[i]) * rstd[i]
+        c1 /= n
+        c2 /= n
+        for j in range(n):
+            xhat = (x[i, j] - mean[i]) * rstd[i]
+            dx[i, j] = rstd[i] * (dy[i, j] * w[j] - c1 - xhat * c2)
+
+
+@_loop
+def rms_norm_backward_x(dy, x, rstd, w, dx):
+    m, n = x.shape
+    for i in prange(m):
+        c2 = x.dtype.type(0)
+        for j in range(n):
+            c2 += dy[i, j] * w[j] * x[i, j] * rstd[i]
+        c2 /= n
+        for j in range(n):
+            dx[i, j] = rstd[i] * (dy[i, j] * w[j] - x[i, j] * rstd[i] * c2)
+
+
+@_loop
+def layer_norm_backward_middle(parts, dy, x, mean, rstd, w, dx, dw, db):
+    samples, channels, cells = x.shape
+    dw_part = np.zeros((parts, channels), x.dtype)
+    db_part = np.zeros((parts, channels), x.dtype)
+    for p in prange(parts):
+        c1 = np.zeros(cells, x.dtype)
+        c2 = np.zeros(cells, x.dtype)
+        for i in range(p * samples // parts, (p + 1) * samples // parts):
+            c1[:] = 0
+            c2[:] = 0
+            for c in range(channels):
+                for s in range(cells):
+                    xhat = (x[i, c, s] - mean[i, s]) * rstd[i, s]
+                    c1[s] += dy[i, c, s] * w[c]
+                    c2[s] += dy[i, c, s] * w[c] * xhat
+                    dw_part[p, c] += dy[i, c, s] * xhat
+                    db_part[p, c] += dy[i, c, s]
+            for c in range(channels):
+                for s in range(cells):
+                    xhat = (x[i, c, s] - mean[i, s]) * rstd[i, s]
+                    dx[i, c, s] = rstd[i, s] * (dy[i, c, s] * w[c] - (c1[s] + xhat * c2[s]) / channels)
+    dw[:] = dw_part.sum(0)
+    db[:] = db_part.sum(0)
+
+
+@_loop
 def batch_norm(x, w, b, eps, y):
     samples, channels, cells = x.shape
     n = samples * cells
@@ -303,4 +358,11 @@ def group_norm_backward_last(dy, x, mean, rstd, w, dx, dw, db):
     db[:] = db_part.sum(0)
 
 
-WITH_PARTS = (layer_norm_backward, rms_norm_backward, batch_norm_last, batch_norm_backward_last)
+WITH_PARTS = (
+    layer_norm_backward,
+    layer_norm_backward_middle,
+    rms_norm_backward,
+    batch_norm_last,
+    batch_norm_backward_last,
+)
+WITHOUT_PARAMETERS = (layer_norm_backward_x, rms_norm_backward_x)

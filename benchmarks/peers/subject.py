@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from ..problem import Problem
+from ..problem import Problem, present
 from .base import Contender, Peer
 
 
@@ -24,8 +24,10 @@ class Subject(Peer):
         if case.backward:
             statistics = (problem.rstd,) if case.family == "rms_norm" else (problem.mean, problem.rstd)
             where = {"axis": case.axis} if case.per_row else {"channel_axis": case.channel_axis}
+            if not case.parameter_gradients:
+                where["needs"] = problem.needs
             call = partial(getattr(nf, case.op), problem.dy, x, *statistics, weight, **where)
-            return Contender(call, tuple)
+            return Contender(call, present)
         if case.family == "layer_norm":
             call = partial(nf.layer_norm, x, weight, bias, axis=case.axis, eps=eps)
         elif case.family == "rms_norm":

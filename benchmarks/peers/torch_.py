@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..problem import Problem, numpy_dtype
+from ..problem import Problem, numpy_dtype, present
 from .base import Contender, Lacks, Peer, module
 
 
@@ -34,7 +34,7 @@ class Torch(Peer):
         with torch.enable_grad():
             x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
             y = torch.nn.functional.rms_norm(x, weight.shape, weight, problem.eps)
-        grad, inputs = torch.autograd.grad, (x, weight)
+        grad, inputs = torch.autograd.grad, (x, weight)[: len(problem.needs)]
         return Contender(
             lambda: grad(y, inputs, dy, retain_graph=True),
             lambda result: to_numpy(torch, problem, result),
@@ -66,7 +66,7 @@ def to_numpy(torch: Any, problem: Problem, result: Any) -> tuple[np.ndarray, ...
     large, *parameters = result if isinstance(result, tuple | list) else (result,)
     if problem.case.channels_last:
         large = large.movedim(1, -1)
-    return tuple(from_torch(torch, t.detach()) for t in (large, *parameters))
+    return tuple(from_torch(torch, t.detach()) for t in present((large, *parameters)))
 
 
 def function_of(torch: Any, problem: Problem) -> tuple[Callable[..., Any], list[Any]]:
@@ -108,47 +108,49 @@ def _moves(axis: int) -> tuple[Callable[[Any], Any], tuple[int, int]]:
     return (lambda t: t.movedim(axis, -1)), (-1, axis)
 
 
-_ALL = [True, True, True]
+def _mask(problem: Problem) -> list[bool]:
+    """Which of dx, dweight, dbias a kernel is to compute."""
+    return [True, problem.case.parameter_gradients, problem.case.parameter_gradients]
 
 
 def _layer_norm_backward(torch, problem, dy, x, weight, bias):
-    axis, shape, aten = problem.case.axis, list(weight.shape), torch.ops.aten
+    axis, shape, aten, mask = problem.case.axis, list(weight.shape), torch.ops.aten, _mask(problem)
     if axis != -1:
         dy, x = dy.movedim(axis, -1), x.movedim(axis, -1)
     _, mean, rstd = aten.native_layer_norm(x, shape, weight, bias, problem.eps)
 
     def function(dy, x, mean, rstd, weight, bias):
-        dx, dweight, dbias = aten.native_layer_norm_backward(dy, x, shape, mean, rstd, weight, bias, _ALL)
+        dx, dweight, dbias = aten.native_layer_norm_backward(dy, x, shape, mean, rstd, weight, bias, mask)
         return (dx if axis == -1 else dx.movedim(-1, axis)), dweight, dbias
 
     return function, [dy, x, mean, rstd, weight, bias]
 
 
 def _batch_norm_backward(torch, problem, dy, x, weight, bias):
-    aten, eps = torch.ops.aten, problem.eps
+    aten, eps, mask = torch.ops.aten, problem.eps, _mask(problem)
     _, mean, rstd = aten.native_batch_norm(x, weight, bias, None, None, True, 0.1, eps)
 
     def function(dy, x, mean, rstd, weight):
-        return aten.native_batch_norm_backward(dy, x, weight, None, None, mean, rstd, True, eps, _ALL)
+        return aten.native_batch_norm_backward(dy, x, weight, None, None, mean, rstd, True, eps, mask)
 
     return function, [dy, x, mean, rstd, weight]
 
 
 def _group_norm_backward(torch, problem, dy, x, weight, bias):
-    aten, groups = torch.ops.aten, problem.case.groups
+    aten, groups, mask = torch.ops.aten, problem.case.groups, _mask(problem)
     samples, channels = x.shape[:2]
     cells = x.numel() // (samples * channels)
     _, mean, rstd = aten.native_group_norm(x, weight, bias, samples, channels, cells, groups, problem.eps)
 
     def function(dy, x, mean, rstd, weight):
-        return aten.native_group_norm_backward(dy, x, mean, rstd, weight, samples, channels, cells, groups, _ALL)
+        return aten.native_group_norm_backward(dy, x, mean, rstd, weight, samples, channels, cells, groups, mask)
 
     return function, [dy, x, mean, rstd, weight]
 
 
 def _instance_norm_backward(torch, problem, dy, x, weight, bias):
     # PyTorch computes instance norm as batch norm of one sample with N*C channels.
-    aten, eps = torch.ops.aten, problem.eps
+    aten, eps, mask = torch.ops.aten, problem.eps, _mask(problem)
     samples, channels = x.shape[:2]
     flat = (1, samples * channels, *x.shape[2:])
     _, mean, rstd = aten.native_batch_norm(
@@ -157,13 +159,10 @@ def _instance_norm_backward(torch, problem, dy, x, weight, bias):
 
     def function(dy, x, mean, rstd, weight):
         dx, dweight, dbias = aten.native_batch_norm_backward(
-            dy.reshape(flat), x.reshape(flat), weight.repeat(samples), None, None, mean, rstd, True, eps, _ALL
+            dy.reshape(flat), x.reshape(flat), weight.repeat(samples), None, None, mean, rstd, True, eps, mask
         )
-        return (
-            dx.reshape(x.shape),
-            dweight.reshape(samples, channels).sum(0),
-            dbias.reshape(samples, channels).sum(0),
-        )
+        parameters = (dweight, dbias) if mask[1] else ()
+        return dx.reshape(x.shape), *(p.reshape(samples, channels).sum(0) for p in parameters)
 
     return function, [dy, x, mean, rstd, weight]
 

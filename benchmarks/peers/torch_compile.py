@@ -47,6 +47,8 @@ class TorchCompile(Peer):
             xhat = a * rstd
             gw = g * weight.to(compute)
             dx = rstd * (gw - xhat * ((gw * xhat).sum(-1, keepdim=True) / n))
+            if not problem.case.parameter_gradients:
+                return (dx.to(x.dtype),)
             return dx.to(x.dtype), (g * xhat).sum(leading).to(weight.dtype)
 
         return function, [dy, x, rstd.to(compute), weight]
