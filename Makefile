@@ -13,7 +13,7 @@ SOURCES := pyproject.toml CMakeLists.txt \
   $(shell find csrc python -type f -not -name '*.py[co]' -not -name '*.so')
 CXX_FILES := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help test asan tsan lint format bench bench-check gpu accuracy demo peers clean
+.PHONY: help test asan tsan lint format bench bench-check instructions gpu accuracy demo peers clean
 
 help:  ## say what there is
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -52,6 +52,9 @@ bench: $(STAMPS)/package $(STAMPS)/bench  ## the benchmark board, against every 
 bench-check: $(STAMPS)/package $(STAMPS)/bench  ## a short run of the board, after a check that all peers agree
 	$(BIN)/python -m benchmarks --set quick --check-only --out build/check.json
 	$(BIN)/python -m benchmarks --set quick --threads 1 --modes installed --rounds 3 --budget 0.1 --out build/short.json
+
+instructions: $(STAMPS)/package $(STAMPS)/bench  ## count instructions (needs valgrind), compare with the stored counts
+	$(BIN)/python -m benchmarks.instructions check
 
 # With what is installed for PYTHON, and no network: nothing of this goes through .venv.
 gpu:  ## on a machine with an NVIDIA GPU: build, tests on the device, compute-sanitizer, board; nine minutes
