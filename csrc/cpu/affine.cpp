@@ -9,25 +9,21 @@ namespace {
 
 template <class T> struct Evaluation {
   ForwardMap<T> map;
-  int64_t rows_at_once;  // rows of the matrix (planes: images) that one piece takes
-  int64_t tile, tiles;   // columns that go down the rows together, so that their tables stay in the first-level cache
-  bool planes;
+  int64_t rows_at_once;  // rows of the matrix that one piece takes
+  int64_t tile, tiles;   // columns that go down the rows together
 };
 
 template <class T> void evaluate(void* context, int64_t begin, int64_t end, int) {
   const Evaluation<T>& e = *static_cast<const Evaluation<T>*>(context);
   for (int64_t i = begin; i < end; ++i) {
     const int64_t from = i / e.tiles * e.rows_at_once, to = smaller(from + e.rows_at_once, e.map.g.outer);
-    if (e.planes) {
-      map_planes(e.map, from, to, 0);
-      continue;
-    }
     const int64_t c0 = i % e.tiles * e.tile;
     ForwardMap<T> tile = e.map;
     tile.first = c0 / tile.g.span;
     tile.tile = smaller(e.tile, tile.g.channels * tile.g.span - c0);
     tile.mean += tile.first, tile.rstd += tile.first;
-    tile.hi += c0, tile.s += c0, tile.t += c0;
+    const int64_t at = entry(tile.g, c0);
+    tile.hi += at, tile.s += at, tile.t += at;
     map_unit(tile, from, to, c0, 0);
   }
 }
@@ -36,9 +32,9 @@ template <class T> bool affine_map(const AffineMap& a) {
   using C = typename TypeOf<T>::compute;
   const Columns& g = a.g;
   const int64_t width = g.channels * g.span, repeats = table_repeats(g, width, width);
-  const bool planes = is_planes(g) && g.span >= long_plane;
+  const int64_t entries = padded64(entry(g, width) * repeats);
   const int64_t bytes = g.outer * width * int64_t(sizeof(T));
-  Work<C> tables(3 * padded64(width * repeats));
+  Work<C> tables(3 * entries);
   if (tables.failed()) return false;
   Evaluation<T> e{};
   ForwardMap<T>& f = e.map;
@@ -46,16 +42,17 @@ template <class T> bool affine_map(const AffineMap& a) {
   f.x = static_cast<const T*>(a.x), f.y = static_cast<T*>(a.y);
   f.w = static_cast<const C*>(a.weight), f.b = static_cast<const C*>(a.bias);
   f.mean = a.mean, f.rstd = a.rstd;
-  f.hi = tables.p, f.s = f.hi + padded64(width * repeats), f.t = f.s + padded64(width * repeats);
+  f.hi = tables.p, f.s = f.hi + entries, f.t = f.s + entries;
   f.tile = width, f.repeats = repeats;
   f.center = true;
   f.extreme = any_extreme<C>(a.mean, a.rstd, g.channels, false);
   f.streaming = use_streaming(size_t(2 * bytes)) && streamable(f.y);
-  e.planes = planes;
-  if (!planes || f.extreme) build_tables(f);
+  build_tables(f);
   e.tile = width, e.tiles = 1;
-  if (!planes && width > 2048) {
-    e.tile = larger(1, 1536 / g.span) * g.span;
+  // Tables cell by cell must stay in the first-level cache; runs are walked through as they lie in memory.
+  const int64_t tile = in_runs(g) ? 32768 : 1536;
+  if (width > 2 * tile) {
+    e.tile = larger(1, tile / g.span) * g.span;
     if (e.tile / g.span >= 16) e.tile = e.tile / g.span / 16 * 16 * g.span;
     e.tiles = ceil_div(width, e.tile);
   }

@@ -52,11 +52,33 @@ template <class T> NF_INLINE Walk walk(const T* p, int64_t pitch, int64_t o, int
           0};
 }
 
+// Narrow matrices are summed as they lie in memory, sixteen rows (a lap) to as many vectors as there are columns: cell p
+// of a lap is row p / width of it, which is the lane, and column p % width. `along(laps)` then gives the same terms with
+// get(i, p, n, a, b, c) for n cells from cell i of the array, cell p of their lap; `laps` has room for the shifts.
+constexpr int64_t narrow_width = 64;
+template <class C> NF_INLINE bool is_narrow(int64_t width) { return width < narrow_width && width % Lanes<C>::n != 0; }
+template <class C> NF_INLINE const C* repeat(const C* from, int64_t width, C* to) {
+  for (int64_t i = 0; i < Lanes<C>::n * width; ++i) to[i] = i < width ? from[i] : to[i - width];
+  return to;
+}
+
 // (x - shift, (x - shift)^2)
 template <class C, class T> struct ColumnShifted {
+  static constexpr bool by_laps = true;
   const T* x;
   int64_t pitch;
   const C* shift;
+  struct Laps {
+    const T* x;
+    const C* shift;
+    __attribute__((always_inline)) inline void get(int64_t i, int64_t p, int n, Vec<C>& a, Vec<C>& b,
+                                                   Vec<C>& c) const {
+      a = cells_at<C>(x + i, n) - Cells<C, C>::load(shift + p);
+      if (n < Lanes<C>::n) a = first_n(n, a, splat<C>(0));
+      b = c = a;
+    }
+  };
+  __attribute__((always_inline)) inline Laps along(C* laps) const { return {x, repeat(shift, pitch, laps)}; }
   __attribute__((always_inline)) inline Ahead2 ahead(int64_t o, int64_t c0, int64_t c1) const {
     return {walk(x, pitch, o, c0, c1), {}};
   }
@@ -77,8 +99,16 @@ template <class C, class T> struct ColumnShifted {
 
 // (0, x^2)
 template <class C, class T> struct ColumnSquared {
+  static constexpr bool by_laps = true;
   const T* x;
   int64_t pitch;
+  struct Laps {
+    const T* x;
+    __attribute__((always_inline)) inline void get(int64_t i, int64_t, int n, Vec<C>& a, Vec<C>& b, Vec<C>& c) const {
+      a = splat<C>(0), b = c = cells_at<C>(x + i, n);
+    }
+  };
+  __attribute__((always_inline)) inline Laps along(C*) const { return {x}; }
   __attribute__((always_inline)) inline Ahead2 ahead(int64_t o, int64_t c0, int64_t c1) const {
     return {walk(x, pitch, o, c0, c1), {}};
   }
@@ -96,9 +126,21 @@ template <class C, class T> struct ColumnSquared {
 
 // (dy, dy*(x - shift))
 template <class C, class T> struct ColumnSlopes {
+  static constexpr bool by_laps = true;
   const T *dy, *x;
   int64_t pitch;
   const C* shift;
+  struct Laps {
+    const T *dy, *x;
+    const C* shift;
+    __attribute__((always_inline)) inline void get(int64_t i, int64_t p, int n, Vec<C>& a, Vec<C>& b,
+                                                   Vec<C>& c) const {
+      a = b = cells_at<C>(dy + i, n);
+      c = cells_at<C>(x + i, n) - Cells<C, C>::load(shift + p);
+      if (n < Lanes<C>::n) c = first_n(n, c, splat<C>(0));
+    }
+  };
+  __attribute__((always_inline)) inline Laps along(C* laps) const { return {dy, x, repeat(shift, pitch, laps)}; }
   __attribute__((always_inline)) inline Ahead2 ahead(int64_t o, int64_t c0, int64_t c1) const {
     return {walk(dy, pitch, o, c0, c1), walk(x, pitch, o, c0, c1)};
   }
@@ -120,6 +162,7 @@ template <class C, class T> struct ColumnSlopes {
 
 // (dy*w, dy*w*xhat): one weight per row, null for ones
 template <class C, class T, bool Center> struct ColumnWeighted {
+  static constexpr bool by_laps = false;  // a weight per row would have to be expanded
   const T *dy, *x;
   int64_t pitch;
   const C *w, *hi, *rs, *t;
@@ -202,11 +245,76 @@ template <class C> NF_INLINE void close_block(LaneTables<C>& t) {
 
 NF_INLINE F64 fold8(const F64 (&v)[8]) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
 
+// The sums of one chunk, rows [begin, end), of all columns of a narrow matrix. The tables of column_chunk, laid out by
+// laps: lane j of column c at j*width + c.
+template <class C, class Laps>
+__attribute__((noinline)) void narrow_chunk(const Laps& f, int64_t begin, int64_t end, int64_t width, double* s,
+                                            double* q) {
+  constexpr int64_t L = Lanes<C>::n;
+  const int64_t lap = L * width, from = begin * width, to = end * width;
+  C group_s[L * narrow_width], group_q[L * narrow_width], block_s[L * narrow_width], block_q[L * narrow_width];
+  double lanes_s[8 * narrow_width + 8] = {}, lanes_q[8 * narrow_width + 8] = {};
+  const auto clear_cells = [lap](C* p) { std::memset(static_cast<void*>(p), 0, size_t(lap) * sizeof(C)); };
+  const auto add_to = [](C* sums, Vec<C> v) { Cells<C, C>::store(sums, Cells<C, C>::load(sums) + v); };
+  const auto close = [width](const C* block, double* lanes) {
+    for (int64_t i = 0; i < 8 * width; i += 8) {
+      F64 v = Cells<double, C>::load(block + i);
+      if constexpr (L == 16) v = v + Cells<double, C>::load(block + i + 8 * width);
+      store(lanes + i, Cells<double, double>::load(lanes + i) + v);
+    }
+  };
+  clear_cells(block_s), clear_cells(block_q);
+  int64_t groups = 0;
+  for (int64_t o = from; o < to; o += 16 * lap) {
+    const int64_t group_end = o + 16 * lap < to ? o + 16 * lap : to;
+    clear_cells(group_s), clear_cells(group_q);
+    for (int64_t w = o; w < group_end; w += 4 * lap)
+      for (int64_t p = 0; p < lap; p += L) {
+        Vec<C> a, b, c, s1, q1;
+        if (w + 4 * lap <= group_end) {
+          f.get(w + p, p, int(L), a, b, c);
+          s1 = a, q1 = b * c;
+#pragma GCC unroll 4
+          for (int64_t i = 1; i < 4; ++i) {
+            f.get(w + i * lap + p, p, int(L), a, b, c);
+            s1 = s1 + a, q1 = fma(b, c, q1);
+          }
+        } else {
+          s1 = q1 = splat<C>(0);
+          for (int64_t i = w + p; i < group_end && i < w + 4 * lap; i += lap) {
+            f.get(i, p, int(group_end - i < L ? group_end - i : L), a, b, c);
+            s1 = s1 + a, q1 = fma(b, c, q1);
+          }
+        }
+        add_to(group_s + p, s1), add_to(group_q + p, q1);
+      }
+    for (int64_t p = 0; p < lap; p += L)
+      add_to(block_s + p, Cells<C, C>::load(group_s + p)), add_to(block_q + p, Cells<C, C>::load(group_q + p));
+    if (++groups % 4 == 0 || group_end == to) {
+      close(block_s, lanes_s), close(block_q, lanes_q);
+      clear_cells(block_s), clear_cells(block_q);
+    }
+  }
+  for (int64_t c = 0; c < width; c += 8) {
+    F64 vs[8], vq[8];
+    for (int64_t j = 0; j < 8; ++j) load(vs[j], lanes_s + j * width + c), load(vq[j], lanes_q + j * width + c);
+    const int k = int(width - c < 8 ? width - c : 8);
+    Cells<double, double>::store_n(s + c, fold8(vs), k);
+    Cells<double, double>::store_n(q + c, fold8(vq), k);
+  }
+}
+
 // The sums of one chunk, rows [begin, end), of the columns [c0, c1), into s[0..] and q[0..].
 template <class C, class Term>
 __attribute__((noinline)) void column_chunk(const Term& f, int64_t begin, int64_t end, int64_t c0, int64_t c1,
                                             double* s, double* q) {
   constexpr int64_t L = Lanes<C>::n, group_rows = 16 * L;
+  if constexpr (Term::by_laps) {
+    if (c1 - c0 == f.pitch && is_narrow<C>(f.pitch)) {
+      C laps[L * narrow_width];
+      return narrow_chunk<C>(f.along(laps), begin, end, f.pitch, s, q);
+    }
+  }
   LaneTables<C> tables[strip];
   for (int64_t from = c0; from < c1; from += strip * L) {
     const int64_t to = from + strip * L < c1 ? from + strip * L : c1;

@@ -52,7 +52,7 @@ NF_INLINE int64_t carve(const Forward<T>& f, char* base, Unit<T>* u, int64_t col
   u->rstd = k.take<double>(channels);
   u->wide_shift = k.take<double>(per);
   u->lanes = k.take<F64>(f.is_planes ? 2 * channels : 0);
-  const int64_t table = f.is_planes && f.g.span >= long_plane && sizeof(C) == 8 ? 0 : columns * f.repeats;
+  const int64_t table = entry(f.g, columns) * f.repeats;
   u->hi = k.take<C>(table), u->s = k.take<C>(table), u->t = k.take<C>(table);
   return k.used;
 }
@@ -173,7 +173,7 @@ template <class T> NF_INLINE ForwardMap<T> map_of(const Forward<T>& f, const Uni
   m.tile = u.c1 - u.c0, m.repeats = f.repeats;
   m.center = f.a.center, m.streaming = f.streaming;
   m.extreme = any_extreme<C>(u.mean, u.rstd, m.tile / f.g.span, false);
-  if (!f.is_planes || f.g.span < long_plane || m.extreme) build_tables(m);
+  build_tables(m);
   return m;
 }
 
@@ -224,8 +224,7 @@ template <class T> void shared_map(void* context, int64_t begin, int64_t end, in
   // Back to front: the rows that were summed last are still in the cache.
   for (int64_t i = begin; i < end; ++i) {
     const int64_t from = (s.pieces - 1 - i) * s.rows_at_once, to = smaller(from + s.rows_at_once, s.f.g.outer);
-    if (s.f.is_planes) map_planes(*s.map, from, to, 0);
-    else map_unit(*s.map, from, to, s.u.c0, 0);
+    map_unit(*s.map, from, to, s.u.c0, 0);
   }
 }
 
@@ -263,6 +262,7 @@ template <class T> NF_INLINE const T* plane(const Forward<T>& f, int64_t o, int6
 template <class T> NF_INLINE typename TypeOf<T>::compute plane_shift(const Forward<T>& f, int64_t c) {
   using C = typename TypeOf<T>::compute;
   const int64_t last = f.g.outer - 1;
+  if (last == 0) return pilot<C>(plane(f, 0, c), f.g.span);
   const auto k = [&](int64_t o) { return pilot<C>(plane(f, o, c), f.g.span) * C(0.25); };
   return (k(0) + k(last)) + (k(last / 3) + k(2 * last / 3));
 }
@@ -323,7 +323,7 @@ template <class T> void plane_units(void* context, int64_t begin, int64_t end, i
     plane_moments(f, u);
     write_stats(f, u);
     const bool more = f.ahead && u.c1 + (u.c1 - u.c0) <= f.g.channels * f.g.span;
-    map_planes(map_of(f, u), 0, f.g.outer, more ? u.c1 - u.c0 : 0);
+    map_unit(map_of(f, u), 0, f.g.outer, u.c0, more ? u.c1 - u.c0 : 0);
   }
 }
 

@@ -25,8 +25,10 @@ NF_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 constexpr int64_t plane_span = 8;
 NF_INLINE bool is_planes(const Columns& g) { return g.by_plane && g.span >= plane_span; }
 
-// Planes at least this long have their own loop with constant coefficients; shorter ones are mapped through tables.
-constexpr int64_t long_plane = 512;
+// Cells that share a parameter in runs at least this long are mapped run by run; others through tables, cell by cell.
+NF_INLINE bool in_runs(const Columns& g) { return g.param_span >= 16; }
+// Where the coefficients of column c stand, and how many entries `columns` of them have.
+NF_INLINE int64_t entry(const Columns& g, int64_t c) { return in_runs(g) ? c / g.param_span : c; }
 
 struct PlaneCut {
   int64_t block;  // channels of a unit
@@ -39,8 +41,8 @@ struct PlaneCut {
 NF_INLINE PlaneCut cut_planes(const Columns& g, int threads) {
   PlaneCut cut;
   // Neighbouring channels, so that the runs are long: about 50 KiB in each image; 6 KiB where tables must stay in the
-  // first-level cache beside them, and then a multiple of 16 planes, which ends on a whole vector.
-  int64_t block = larger(1, (g.span < long_plane ? 1600 : 12800) / g.span);
+  // first-level cache beside them. If possible a multiple of 16 planes, which ends on a whole vector.
+  int64_t block = larger(1, (in_runs(g) ? 12800 : 1600) / g.span);
   if (block >= 16) block = block / 16 * 16;
   cut.block = smaller(block, g.channels);
   cut.blocks = ceil_div(g.channels, cut.block);
@@ -91,7 +93,7 @@ template <class T> NF_INLINE MatrixCut cut_matrix(const Columns& g, int arrays, 
 
 // Rows narrower than this are mapped several at a time, with their tables repeated.
 NF_INLINE int64_t table_repeats(const Columns& g, int64_t tile, int64_t width) {
-  if (g.param_span == 0 || tile != width || width >= 256) return 1;
+  if (g.param_span == 0 || in_runs(g) || tile != width || width >= 256) return 1;
   const int64_t whole = width % 16 == 0 ? 1 : width % 8 == 0 ? 2 : width % 4 == 0 ? 4 : width % 2 == 0 ? 8 : 16;
   return ceil_div(ceil_div(512, width), whole) * whole;
 }
@@ -158,7 +160,7 @@ template <class T> struct ForwardMap {
   const double *mean, *rstd;    // per channel of the unit
   const double *mean_lo, *var;  // likewise; null in evaluation
   int64_t first;                // the unit's first channel
-  C *hi, *s, *t;                // tables from the unit's first column, `repeats` times
+  C *hi, *s, *t;                // per run, or from the unit's first column, `repeats` times
   int64_t tile, repeats;        // columns of the unit
   bool center, extreme, streaming;
 };
@@ -179,9 +181,9 @@ template <class T> void build_tables(ForwardMap<T>& f) {
     }
     const int64_t each = g.span / g.param_span;  // parameters of a channel
     for (int64_t j = 0; j < each; ++j) {
-      const int64_t p = (f.first + i) * each + j, c = (i * each + j) * g.param_span;
+      const int64_t p = (f.first + i) * each + j, c = entry(g, (i * each + j) * g.param_span);
       const Affine<C> k = affine<C>(f.mean[i], lo, var, f.rstd[i], param<T>(f.w, p, 1.0), param<T>(f.b, p, 0.0));
-      for (int64_t s = c; s < c + g.param_span; ++s) f.hi[s] = k.hi, f.s[s] = k.s, f.t[s] = k.t;
+      for (int64_t s = c; s < c + (in_runs(g) ? 1 : g.param_span); ++s) f.hi[s] = k.hi, f.s[s] = k.s, f.t[s] = k.t;
     }
   }
   for (int64_t r = 1; r < f.repeats; ++r) {
@@ -208,7 +210,8 @@ __attribute__((noinline)) void map_row_carefully(const ForwardMap<T>& f, int64_t
         const float h = f.center ? fma1f(v - float(f.hi[c]), float(f.s[c]), float(f.t[c])) : v * float(f.s[c]);
         out = fma1f(h, float(w), float(b));
       } else {
-        out = fma1f(v - float(f.hi[c]), float(f.s[c]), float(f.t[c]));
+        const int64_t e = entry(g, c);
+        out = fma1f(v - float(f.hi[e]), float(f.s[e]), float(f.t[e]));
       }
       y[c] = Cast<T>::from(C(out));
     } else {
@@ -235,6 +238,8 @@ void map_matrix(const ForwardMap<T>& f, int64_t begin, int64_t end, int64_t c0, 
     if (f.g.param_span == 0)
       map_cells<C, Stream>(
           y, n, ahead, TableHatOp<C, T, Center>{x, f.hi, f.s, f.t, C(param<T>(f.w, o, 1.0)), C(param<T>(f.b, o, 0.0))});
+    else if (in_runs(f.g))
+      map_runs<C, Stream>(y, n, f.g.param_span, f.g.param_span, ahead, RunAffineOp<C, T>{x, f.hi, f.s, f.t});
     else map_cells<C, Stream>(y, n, ahead, TableAffineOp<C, T>{x, f.hi, f.s, f.t});
   }
   stream_fence(Stream);
@@ -248,29 +253,6 @@ __attribute__((noinline)) void map_unit(const ForwardMap<T>& f, int64_t begin, i
   else
     f.streaming ? map_matrix<T, true, true>(f, begin, end, c0, next)
                 : map_matrix<T, false, true>(f, begin, end, c0, next);
-}
-
-// Planes [begin, end) of the unit's channels, each with constant coefficients.
-template <class T, bool Stream> void map_long_planes(const ForwardMap<T>& f, int64_t begin, int64_t end, int64_t next) {
-  using C = typename TypeOf<T>::compute;
-  const int64_t channels = f.tile / f.g.span, width = f.g.channels * f.g.span;
-  for (int64_t o = begin; o < end; ++o)
-    for (int64_t i = 0; i < channels; ++i) {
-      const int64_t c = f.first + i, at = o * width + c * f.g.span;
-      const Affine<C> k =
-          affine<C>(f.mean[i], f.mean_lo != nullptr ? f.mean_lo[i] : 0.0, f.var != nullptr ? f.var[i] : 0.0, f.rstd[i],
-                    param<T>(f.w, c, 1.0), param<T>(f.b, c, 0.0));
-      map_cells<C, Stream>(f.y + at, f.g.span, Ahead{next != 0 ? f.x + at + next : nullptr},
-                           AffineOp<C, T>{f.x + at, k});
-    }
-  stream_fence(Stream);
-}
-
-template <class T>
-__attribute__((noinline)) void map_planes(const ForwardMap<T>& f, int64_t begin, int64_t end, int64_t next) {
-  if (f.g.span < long_plane || f.extreme) return map_unit(f, begin, end, f.first * f.g.span, next);
-  if (f.streaming) map_long_planes<T, true>(f, begin, end, next);
-  else map_long_planes<T, false>(f, begin, end, next);
 }
 
 }  // namespace

@@ -73,7 +73,7 @@ template <class T> void plane_units(void* context, int64_t begin, int64_t end, i
       find_averages(f, u);
     }
     if (f.a.dx == nullptr) continue;
-    if (f.g.span < long_plane || u.extreme) build_tables(f, u);
+    build_tables(f, u);
     const bool more = f.ahead && u.c1 + (u.c1 - u.c0) <= f.g.channels * f.g.span;
     map_unit(f, u, 0, f.g.outer, more ? u.c1 - u.c0 : 0);
   }

@@ -51,7 +51,7 @@ NF_INLINE int64_t carve(const Backward<T>& f, char* base, Unit<T>* u, int64_t co
   u->wide_shift = k.take<double>(per);
   u->c1_of = k.take<double>(channels), u->c2_of = k.take<double>(channels);
   u->lanes = k.take<F64>(f.is_planes ? 2 * channels : 0);
-  const int64_t table = columns * f.repeats;
+  const int64_t table = entry(f.g, columns) * f.repeats;
   u->hi = k.take<C>(table), u->p = k.take<C>(table), u->q = k.take<C>(table), u->t = k.take<C>(table);
   u->b_of = k.take<C>(f.g.param_span == 0 ? table : 0);
   return k.used;
@@ -183,8 +183,9 @@ template <class T> void build_tables(const Backward<T>& f, Unit<T>& u) {
         const double w = f.w != nullptr ? double(f.w[(u.c0 / span + i) * each + j]) : 1.0;
         k = f.a.frozen ? Gradient<C>{0, C(usable(rstd) * w), 0, 0} : gradient<C>(mean, rstd, w, u.c1_of[i], u.c2_of[i]);
       }
-      const int64_t c = (i * each + j) * f.g.param_span;
-      for (int64_t s = c; s < c + f.g.param_span; ++s) u.hi[s] = k.hi, u.p[s] = k.p, u.q[s] = k.q, u.t[s] = k.t;
+      const int64_t c = entry(f.g, (i * each + j) * f.g.param_span);
+      for (int64_t s = c; s < c + (in_runs(f.g) ? 1 : f.g.param_span); ++s)
+        u.hi[s] = k.hi, u.p[s] = k.p, u.q[s] = k.q, u.t[s] = k.t;
     }
   }
   C* const tables[4] = {u.hi, u.p, u.q, u.t};
@@ -199,6 +200,7 @@ __attribute__((noinline)) void map_row_carefully(const Backward<T>& f, const Uni
   const int64_t span = f.g.span;
   for (int64_t c = 0; c < u.c1 - u.c0; ++c) {
     const int64_t i = c / span;
+    const int64_t e = entry(f.g, c);
     const double w = f.w == nullptr ? 1.0 : double(f.w[by_rows(f) ? o : (u.c0 + c) / f.g.param_span]);
     if (!fits(f, u, i)) {
       const double d = double(Cast<T>::get(dy[c])) * w, rstd = rstd_at(f, u, i);
@@ -212,9 +214,9 @@ __attribute__((noinline)) void map_row_carefully(const Backward<T>& f, const Uni
       const float rs = float(u.p[c]), h = f.a.center ? fma1f(v - float(u.hi[c]), rs, float(u.t[c])) : v * rs;
       out = fma1f(d * float(w), rs, fma1f(h, float(u.q[c]), float(u.b_of[c])));
     } else if (f.a.frozen) {
-      out = fma1f(d - 0.0f, float(u.p[c]), 0.0f);
+      out = fma1f(d - 0.0f, float(u.p[e]), 0.0f);
     } else {
-      out = fma1f(d, float(u.p[c]), fma1f(v - float(u.hi[c]), float(u.q[c]), float(u.t[c])));
+      out = fma1f(d, float(u.p[e]), fma1f(v - float(u.hi[e]), float(u.q[e]), float(u.t[e])));
     }
     dx[c] = Cast<T>::from(typename TypeOf<T>::compute(out));
   }
@@ -241,6 +243,10 @@ void map_matrix(const Backward<T>& f, const Unit<T>& u, int64_t begin, int64_t e
       if (f.a.center)
         map_cells<C, Stream>(dx, n, ahead, TableHatGradientOp<C, T, true>{dy, x, u.hi, u.p, u.t, u.q, u.b_of, w});
       else map_cells<C, Stream>(dx, n, ahead, TableHatGradientOp<C, T, false>{dy, x, u.hi, u.p, u.t, u.q, u.b_of, w});
+    } else if (in_runs(f.g)) {
+      const int64_t run = f.g.param_span;
+      if (f.a.frozen) map_runs<C, Stream>(dx, n, run, run, ahead, RunAffineOp<C, T>{dy, u.hi, u.p, u.t});
+      else map_runs<C, Stream>(dx, n, run, run, ahead, RunGradientOp<C, T>{dy, x, u.hi, u.p, u.q, u.t});
     } else if (f.a.frozen) {
       map_cells<C, Stream>(dx, n, ahead, TableAffineOp<C, T>{dy, u.hi, u.p, u.t});
     } else {
@@ -250,35 +256,10 @@ void map_matrix(const Backward<T>& f, const Unit<T>& u, int64_t begin, int64_t e
   stream_fence(Stream);
 }
 
-template <class T, bool Stream>
-void map_long_planes(const Backward<T>& f, const Unit<T>& u, int64_t begin, int64_t end, int64_t next) {
-  using C = typename TypeOf<T>::compute;
-  const int64_t span = f.g.span, channels = (u.c1 - u.c0) / span, width = f.g.channels * span;
-  const T *dy = static_cast<const T*>(f.a.dy), *x = static_cast<const T*>(f.a.x);
-  T* dx = static_cast<T*>(f.a.dx);
-  for (int64_t o = begin; o < end; ++o)
-    for (int64_t i = 0; i < channels; ++i) {
-      const int64_t at = o * width + u.c0 + i * span;
-      const double rstd = rstd_at(f, u, i), w = f.w != nullptr ? double(f.w[u.c0 / span + i]) : 1.0;
-      Ahead ahead;
-      if (next != 0) ahead = {dy + at + next, x + at + next};
-      if (f.a.frozen) {
-        map_cells<C, Stream>(dx + at, span, ahead, AffineOp<C, T>{dy + at, {0, C(usable(rstd) * w), 0}});
-      } else {
-        const Gradient<C> k = gradient<C>(mean_of(f, u, i), rstd, w, u.c1_of[i], u.c2_of[i]);
-        map_cells<C, Stream>(dx + at, span, ahead, GradientOp<C, T>{dy + at, x + at, k});
-      }
-    }
-  stream_fence(Stream);
-}
-
 template <class T>
 __attribute__((noinline)) void map_unit(const Backward<T>& f, const Unit<T>& u, int64_t begin, int64_t end,
                                         int64_t next) {
-  const bool long_runs = f.is_planes && f.g.span >= long_plane && !u.extreme;
-  if (long_runs)
-    f.streaming ? map_long_planes<T, true>(f, u, begin, end, next) : map_long_planes<T, false>(f, u, begin, end, next);
-  else f.streaming ? map_matrix<T, true>(f, u, begin, end, next) : map_matrix<T, false>(f, u, begin, end, next);
+  f.streaming ? map_matrix<T, true>(f, u, begin, end, next) : map_matrix<T, false>(f, u, begin, end, next);
 }
 
 // (dy, dy*xhat) along a row

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The affine maps that every norm ends with, cell by cell: one loop (`map_cells`) and the operations it runs.
+// The affine maps that every norm ends with, cell by cell: a loop for cells that
+// each have their own coefficients (`map_cells`), one for runs that share theirs (`map_runs`), and what they compute.
 #pragma once
 
 #include "../formula.h"
@@ -95,34 +96,98 @@ NF_INLINE void map_two(T* y0, T* y1, int64_t n, const HatOp<C, T, Center, Weight
   }
 }
 
-// y = fma(x - hi, s, t), one set of coefficients for the whole run
-template <class C, class T> struct AffineOp {
+// y[i] = op(i) for n cells that lie in runs, each with coefficients of its own: the first run ends after `lead` cells,
+// the others are `span` >= L long. A vector that lies in two runs takes its coefficients from both, so the loop goes on
+// in whole vectors, on whole cache lines where it streams, however long the runs are.
+template <class C, bool Stream, class T, class Op>
+NF_INLINE void map_runs(T* y, int64_t n, int64_t lead, int64_t span, Ahead ahead, Op op) {
+  constexpr int64_t L = Lanes<C>::n;
+  int64_t i = 0, r = 0, run_end = lead;
+  auto k = op.run(0);
+  // The next m <= L cells. Goes on to the next run where this one ends.
+  const auto some = [&i, &r, &run_end, &k, op, y, span](int64_t m) {
+    auto mine = k;
+    if (i + m > run_end) {
+      k = op.run(++r);
+      mine = Op::join(int(run_end - i), mine, k);
+      run_end += span;
+    }
+    if (m == L) put<Stream, C>(y + i, op.get(i, mine));
+    else Cells<C, T>::store_n(y + i, op.get_n(i, int(m), mine), int(m));
+    i += m;
+  };
+  if constexpr (Stream) {
+    const int64_t before = int64_t(-reinterpret_cast<uintptr_t>(y) / sizeof(T) % uintptr_t(L));
+    if (before > 0) some(before < n ? before : n);
+  }
+  const T *a = static_cast<const T*>(ahead.first), *b = static_cast<const T*>(ahead.second);
+  while (i + L <= n) {
+    const int64_t whole = run_end < n ? run_end : n;
+    const auto here = k;  // copies, which stay in registers
+    int64_t j = i;
+    if (b != nullptr) {
+      for (; j + L <= whole; j += L) {
+        __builtin_prefetch(a + j, 0, Op::fetch);
+        __builtin_prefetch(b + j, 0, Op::fetch);
+        put<Stream, C>(y + j, op.get(j, here));
+      }
+    } else if (a != nullptr) {
+      for (; j + L <= whole; j += L) {
+        __builtin_prefetch(a + j, 0, Op::fetch);
+        put<Stream, C>(y + j, op.get(j, here));
+      }
+    } else {
+      for (; j + L <= whole; j += L) put<Stream, C>(y + j, op.get(j, here));
+    }
+    i = j;
+    if (i + L <= n) some(L);
+  }
+  if (i < n) some(n - i);
+}
+
+// y = fma(x - hi, s, t), coefficients per run
+template <class C, class T> struct RunAffineOp {
   static constexpr int fetch = 3;
   const T* x;
-  Affine<C> k;
+  const C *hi, *s, *t;
   using V = Vec<C>;
-  __attribute__((always_inline)) inline V get(int64_t i) const {
-    return fma(Cells<C, T>::load(x + i) - splat<C>(k.hi), splat<C>(k.s), splat<C>(k.t));
+  struct K {
+    V hi, s, t;
+  };
+  __attribute__((always_inline)) inline K run(int64_t r) const {
+    return {splat<C>(hi[r]), splat<C>(s[r]), splat<C>(t[r])};
   }
-  __attribute__((always_inline)) inline V get_n(int64_t i, int n) const {
-    return fma(Cells<C, T>::load_n(x + i, n, k.hi) - splat<C>(k.hi), splat<C>(k.s), splat<C>(k.t));
+  __attribute__((always_inline)) static inline K join(int n, const K& a, const K& b) {
+    return {first_n(n, a.hi, b.hi), first_n(n, a.s, b.s), first_n(n, a.t, b.t)};
+  }
+  __attribute__((always_inline)) inline V get(int64_t i, const K& k) const {
+    return fma(Cells<C, T>::load(x + i) - k.hi, k.s, k.t);
+  }
+  __attribute__((always_inline)) inline V get_n(int64_t i, int n, const K& k) const {
+    return fma(Cells<C, T>::load_n(x + i, n, C(0)) - k.hi, k.s, k.t);
   }
 };
 
-// dx = fma(dy, p, fma(x - hi, q, t)), one set of coefficients for the whole run
-template <class C, class T> struct GradientOp {
+// dx = fma(dy, p, fma(x - hi, q, t)), coefficients per run
+template <class C, class T> struct RunGradientOp {
   static constexpr int fetch = 2;
   const T *dy, *x;
-  Gradient<C> k;
+  const C *hi, *p, *q, *t;
   using V = Vec<C>;
-  __attribute__((always_inline)) inline V apply(V d, V v) const {
-    return fma(d, splat<C>(k.p), fma(v - splat<C>(k.hi), splat<C>(k.q), splat<C>(k.t)));
+  struct K {
+    V hi, p, q, t;
+  };
+  __attribute__((always_inline)) inline K run(int64_t r) const {
+    return {splat<C>(hi[r]), splat<C>(p[r]), splat<C>(q[r]), splat<C>(t[r])};
   }
-  __attribute__((always_inline)) inline V get(int64_t i) const {
-    return apply(Cells<C, T>::load(dy + i), Cells<C, T>::load(x + i));
+  __attribute__((always_inline)) static inline K join(int n, const K& a, const K& b) {
+    return {first_n(n, a.hi, b.hi), first_n(n, a.p, b.p), first_n(n, a.q, b.q), first_n(n, a.t, b.t)};
   }
-  __attribute__((always_inline)) inline V get_n(int64_t i, int n) const {
-    return apply(Cells<C, T>::load_n(dy + i, n, C(0)), Cells<C, T>::load_n(x + i, n, k.hi));
+  __attribute__((always_inline)) inline V get(int64_t i, const K& k) const {
+    return fma(Cells<C, T>::load(dy + i), k.p, fma(Cells<C, T>::load(x + i) - k.hi, k.q, k.t));
+  }
+  __attribute__((always_inline)) inline V get_n(int64_t i, int n, const K& k) const {
+    return fma(Cells<C, T>::load_n(dy + i, n, C(0)), k.p, fma(Cells<C, T>::load_n(x + i, n, C(0)) - k.hi, k.q, k.t));
   }
 };
 

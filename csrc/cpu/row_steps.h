@@ -60,6 +60,7 @@ template <class T> struct Group {
   const C* w;
   double *dweight, *dbias;  // the block's sums
   C *chain_w, *chain_b;     // sums of the chains so far, when the group is done in parts
+  int64_t next = 0;         // cells from a row to the one whose turn is next, 0: nothing to fetch
 };
 
 // A row that float cannot hold: dx in double into `out`, its share of dweight straight into the block's sums.
@@ -144,7 +145,8 @@ __attribute__((noinline)) bool short_sums(const Backward<T>& f, Group<T>& u) {
   return true;
 }
 
-// Step two for the cells [c, c + width*L) of rows [i0, i1) (or the last `k` cells). i0 is a multiple of four.
+// Step two for the cells [c, c + width*L) of rows [i0, i1) (or the last `k` cells). i0 is a multiple of four. Meanwhile
+// the rows that come next are fetched, so that reading and writing overlap.
 template <class T, int width, bool Center, bool Stream, bool Dx, bool Partial>
 NF_INLINE void columns_step(const Backward<T>& f, const Group<T>& u, int i0, int i1, int64_t c, int k) {
   using C = typename TypeOf<T>::compute;
@@ -169,6 +171,13 @@ NF_INLINE void columns_step(const Backward<T>& f, const Group<T>& u, int i0, int
 #pragma GCC unroll 4
     for (int j = 0; j < width; ++j) chain_w[j] = chain_b[j] = splat<C>(0);
     for (; i < chain_end; ++i) {
+      if (u.next != 0) {
+#pragma GCC unroll 4
+        for (int j = 0; j < width; ++j) {
+          __builtin_prefetch(u.dy[i] + u.next + c + j * L, 0, 2);
+          __builtin_prefetch(u.x[i] + u.next + c + j * L, 0, 2);
+        }
+      }
       const V hi = splat<C>(u.k.hi[i]), rs = splat<C>(u.k.rs[i]), t = splat<C>(u.k.t[i]), a = splat<C>(u.k.a[i]),
               b = splat<C>(u.k.b[i]);
 #pragma GCC unroll 4

@@ -84,12 +84,18 @@ NF_INLINE void map_row(const Forward<T>& f, int64_t r, int64_t i0, int64_t i1, c
     return;
   }
   const int64_t span = f.w == nullptr && f.b == nullptr ? f.n : f.g.span;
+  constexpr int64_t some = 64;  // runs whose coefficients are computed together
+  C hi[some], s[some], t[some];
   for (int64_t i = i0; i < i1;) {
-    const int64_t c = i / span;
-    const int64_t end = (c + 1) * span < i1 ? (c + 1) * span : i1;
-    const Affine<C> k = affine<C>(m.mean, m.mean_lo, m.var, rstd, f.w != nullptr ? double(f.w[first + c]) : 1.0,
-                                  f.b != nullptr ? double(f.b[first + c]) : 0.0);
-    map_cells<C, Stream>(y + i, end - i, Ahead{fetch ? x + f.n + i : nullptr}, AffineOp<C, T>{x + i, k});
+    const int64_t c = i / span, end = (c + some) * span < i1 ? (c + some) * span : i1;
+    for (int64_t j = 0; (c + j) * span < end; ++j) {
+      const double w = f.w != nullptr ? double(f.w[first + c + j]) : 1.0;
+      const Affine<C> k =
+          affine<C>(m.mean, m.mean_lo, m.var, rstd, w, f.b != nullptr ? double(f.b[first + c + j]) : 0.0);
+      hi[j] = k.hi, s[j] = k.s, t[j] = k.t;
+    }
+    map_runs<C, Stream>(y + i, end - i, (c + 1) * span - i, span, Ahead{fetch ? x + f.n + i : nullptr},
+                        RunAffineOp<C, T>{x + i, hi, s, t});
     i = end;
   }
 }

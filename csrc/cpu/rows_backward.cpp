@@ -34,6 +34,7 @@ NF_INLINE void fill_group(const Backward<T>& f, Group<T>& u, int64_t phase, int6
     u.x[i] = static_cast<const T*>(f.a.x) + r * f.n;
     u.dx[i] = f.a.dx != nullptr ? static_cast<T*>(f.a.dx) + r * f.n : nullptr;
   }
+  u.next = f.ahead ? f.at_once * f.g.period * f.n : 0;
   const int64_t width = padded<T>(f.n);
   u.w = f.w != nullptr ? f.w + phase * f.n : nullptr;
   u.dweight = f.block_sums + (phase * f.blocks + block) * 2 * width;
@@ -239,7 +240,8 @@ template <class T, bool Center> bool backward_cells(Backward<T>& f) {
   f.block_rows = share < 64 ? 64 : (share + group_rows - 1) / group_rows * group_rows;
   f.blocks = (f.phase_rows + f.block_rows - 1) / f.block_rows;
   f.streaming = f.streaming && row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(f.a.dx) % 64 == 0;
-  while (f.at_once > 4 && f.at_once * row_bytes * 2 > int64_t(cache_sizes().l2) * 3 / 4) f.at_once /= 2;
+  // Four rows, one link of the chains: rows a multiple of a page long would meet in the same lines of the cache.
+  f.at_once = f.one_vector || group_rows * 2 * row_bytes <= (int64_t(1) << 14) ? group_rows : 4;
   if (f.g.period == 1 && f.phase_rows <= group_rows && f.a.g.span == 1 && !f.extreme && !f.one_vector) {
     // Sums kept between parts of the group take eight bytes a column: not where that is nearly as much as x.
     if (f.phase_rows * int64_t(sizeof(T)) < 20) f.at_once = group_rows;
@@ -290,15 +292,19 @@ template <class T, bool Stream> void run_rows(void* context, int64_t begin, int6
     const double c1 = s1 / double(f.n), c2 = s2 / double(f.n);
     T* dx = static_cast<T*>(f.a.dx) + r * f.n;
     if (single || sizeof(C) == 8) {
-      const bool plain = w == nullptr;
-      const int64_t length = plain ? f.n : span;
-      for (int64_t c = 0; c * length < f.n; ++c) {
-        const int64_t i = c * length;
+      const int64_t run = w == nullptr ? f.n : span;
+      constexpr int64_t some = 64;  // runs whose coefficients are computed together
+      C his[some], p[some], q[some], t[some];
+      for (int64_t i = 0; i < f.n; i += some * run) {
+        const int64_t end = i + some * run < f.n ? i + some * run : f.n;
+        for (int64_t j = 0; i + j * run < end; ++j) {
+          Gradient<C> k = gradient<C>(mean, rstd, w == nullptr ? 1.0 : double(w[i / run + j]), c1, c2);
+          if (f.n == 1) k = {};  // the output does not depend on x: exactly no gradient
+          his[j] = k.hi, p[j] = k.p, q[j] = k.q, t[j] = k.t;
+        }
         Ahead ahead;
         if (f.ahead && r + 1 < f.g.count) ahead = {dy + f.n + i, x + f.n + i};
-        Gradient<C> k = gradient<C>(mean, rstd, plain ? 1.0 : double(w[c]), c1, c2);
-        if (f.n == 1) k = {};  // the output does not depend on x: exactly no gradient
-        map_cells<C, Stream>(dx + i, length, ahead, GradientOp<C, T>{dy + i, x + i, k});
+        map_runs<C, Stream>(dx + i, end - i, run, run, ahead, RunGradientOp<C, T>{dy + i, x + i, his, p, q, t});
       }
     } else {
       for (int64_t i = 0; i < f.n; ++i) {

@@ -224,6 +224,37 @@ template <class C> NF_INLINE Vec<C> splat(C a) {
   return v;
 }
 
+// ---- the first k lanes of a, the others of b -----------------------------------------------------------------
+
+#if defined(__AVX512F__)
+NF_INLINE F32 first_n(int k, F32 a, F32 b) { return _mm512_mask_mov_ps(b, __mmask16((1u << k) - 1u), a); }
+NF_INLINE F64 first_n(int k, F64 a, F64 b) { return _mm512_mask_mov_pd(b, __mmask8((1u << k) - 1u), a); }
+#elif defined(__AVX2__)
+// Masks of eight and of four lanes: none for k <= 0, all from their number on.
+NF_INLINE __m256i first8(int k) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(k), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+NF_INLINE __m256i first4(int k) { return _mm256_cmpgt_epi64(_mm256_set1_epi64x(k), _mm256_setr_epi64x(0, 1, 2, 3)); }
+NF_INLINE F32 first_n(int k, F32 a, F32 b) {
+  return {_mm256_blendv_ps(b.lo, a.lo, _mm256_castsi256_ps(first8(k))),
+          _mm256_blendv_ps(b.hi, a.hi, _mm256_castsi256_ps(first8(k - 8)))};
+}
+NF_INLINE F64 first_n(int k, F64 a, F64 b) {
+  return {_mm256_blendv_pd(b.lo, a.lo, _mm256_castsi256_pd(first4(k))),
+          _mm256_blendv_pd(b.hi, a.hi, _mm256_castsi256_pd(first4(k - 4)))};
+}
+#else
+template <class C, class V> NF_INLINE V first_lanes(int k, V a, V b) {
+  C from[Lanes<C>::n], to[Lanes<C>::n];
+  store(from, a), store(to, b);
+  for (int i = 0; i < k; ++i) to[i] = from[i];
+  load(b, to);
+  return b;
+}
+NF_INLINE F32 first_n(int k, F32 a, F32 b) { return first_lanes<float>(k, a, b); }
+NF_INLINE F64 first_n(int k, F64 a, F64 b) { return first_lanes<double>(k, a, b); }
+#endif
+
 // ---- cells of any storage type to and from lanes ---------------------------------------------------------------
 
 // Generic: lane by lane, out of line, for the pairs whose speed does not matter (float64 redoing what float32 could
@@ -256,17 +287,17 @@ template <class T> struct PlainCells {  // storage type == compute type
   }
   NF_INLINE void store(T* p, V v) { nf::store(p, v); }
   NF_INLINE void stream(T* p, V v) { nf::stream(p, v); }
-#if !defined(__AVX512F__)
+#if !defined(__AVX2__)
   NF_INLINE V load_n(const T* p, int k, T fill) {
     T buf[Lanes<T>::n];
     nf::store(buf, splat<T>(fill));
-    std::memcpy(buf, p, sizeof(T) * size_t(k));
+    for (int i = 0; i < k; ++i) buf[i] = p[i];
     return load(buf);
   }
   NF_INLINE void store_n(T* p, V v, int k) {
     T buf[Lanes<T>::n];
     nf::store(buf, v);
-    std::memcpy(p, buf, sizeof(T) * size_t(k));
+    for (int i = 0; i < k; ++i) p[i] = buf[i];
   }
 #endif
 };
@@ -283,6 +314,36 @@ template <> struct Cells<double, double> : PlainCells<double> {
     return _mm512_mask_loadu_pd(_mm512_set1_pd(fill), __mmask8((1u << k) - 1u), p);
   }
   NF_INLINE void store_n(double* p, F64 v, int k) { _mm512_mask_storeu_pd(p, __mmask8((1u << k) - 1u), v); }
+};
+#elif defined(__AVX2__)
+template <> struct Cells<float, float> : PlainCells<float> {
+  NF_INLINE F32 load_n(const float* p, int k, float fill) {
+    const F32 v = {_mm256_maskload_ps(p, first8(k)), _mm256_maskload_ps(p + 8, first8(k - 8))};
+    return first_n(k, v, splat<float>(fill));
+  }
+  // Piece by piece: masked stores are slow on some CPUs.
+  NF_INLINE void store_n(float* p, F32 v, int k) {
+    __m256 a = v.lo;
+    if (k & 8) _mm256_storeu_ps(p, a), p += 8, a = v.hi;
+    __m128 b = _mm256_castps256_ps128(a);
+    if (k & 4) _mm_storeu_ps(p, b), p += 4, b = _mm256_extractf128_ps(a, 1);
+    if (k & 2) _mm_storel_pi(reinterpret_cast<__m64*>(p), b), p += 2, b = _mm_movehl_ps(b, b);
+    if (k & 1) _mm_store_ss(p, b);
+  }
+};
+template <> struct Cells<double, double> : PlainCells<double> {
+  NF_INLINE F64 load_n(const double* p, int k, double fill) {
+    const F64 v = {_mm256_maskload_pd(p, first4(k)), _mm256_maskload_pd(p + 4, first4(k - 4))};
+    return first_n(k, v, splat<double>(fill));
+  }
+  NF_INLINE void store_n(double* p, F64 v, int k) {
+    if (k & 8) return nf::store(p, v);
+    __m256d a = v.lo;
+    if (k & 4) _mm256_storeu_pd(p, a), p += 4, a = v.hi;
+    __m128d b = _mm256_castpd256_pd128(a);
+    if (k & 2) _mm_storeu_pd(p, b), p += 2, b = _mm256_extractf128_pd(a, 1);
+    if (k & 1) _mm_store_sd(p, b);
+  }
 };
 #else
 template <> struct Cells<float, float> : PlainCells<float> {};
@@ -307,15 +368,7 @@ template <> struct Cells<double, float> {
   }
 #else
   NF_INLINE F64 load_n(const float* p, int k, double fill) {
-    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(k), lanes);
-    const F64 v = widened(_mm256_maskload_ps(p, mask));
-    alignas(64) double cells[8];
-    nf::store(cells, v);
-    for (int i = k; i < 8; ++i) cells[i] = fill;
-    F64 out;
-    nf::load(out, cells);
-    return out;
+    return first_n(k, widened(_mm256_maskload_ps(p, first8(k))), splat<double>(fill));
   }
 #endif
 };
@@ -349,9 +402,6 @@ NF_INLINE __m256i narrow(F32 v, bf16) {
 }
 NF_INLINE __m256i load16_n(const void* p, int k) { return _mm256_maskz_loadu_epi16(__mmask16((1u << k) - 1u), p); }
 NF_INLINE void store16_n(void* p, __m256i h, int k) { _mm256_mask_storeu_epi16(p, __mmask16((1u << k) - 1u), h); }
-NF_INLINE F32 keep_n(F32 v, int k, float fill) {
-  return _mm512_mask_mov_ps(_mm512_set1_ps(fill), __mmask16((1u << k) - 1u), v);
-}
 #else
 NF_INLINE __m256 widen8(__m128i h, bf16) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
@@ -371,29 +421,31 @@ NF_INLINE __m128i narrow8(__m256 v, bf16) {
   return _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(out, out), 0x08));
 }
 template <class T> NF_INLINE __m256i narrow(F32 v, T t) { return _mm256_set_m128i(narrow8(v.hi, t), narrow8(v.lo, t)); }
+// Pairs of cells by a mask, the odd one by itself.
 NF_INLINE __m256i load16_n(const void* p, int k) {
-  uint16_t buf[16] = {};
-  std::memcpy(buf, p, 2 * size_t(k));
-  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(buf));
+  const __m256i pairs = _mm256_maskload_epi32(static_cast<const int*>(p), first8(k / 2));
+  if (k % 2 == 0) return pairs;
+  uint16_t last;
+  std::memcpy(&last, static_cast<const uint16_t*>(p) + k - 1, 2);
+  const __m256i place = _mm256_andnot_si256(first8(k / 2), first8(k / 2 + 1));
+  return _mm256_or_si256(pairs, _mm256_and_si256(place, _mm256_set1_epi32(last)));
 }
-NF_INLINE void store16_n(void* p, __m256i h, int k) {
-  uint16_t buf[16];
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(buf), h);
-  std::memcpy(p, buf, 2 * size_t(k));
-}
-NF_INLINE F32 keep_n(F32 v, int k, float fill) {
-  float buf[16];
-  store(buf, v);
-  for (int i = k; i < 16; ++i) buf[i] = fill;
-  F32 out;
-  load(out, buf);
-  return out;
+NF_INLINE void store16_n(void* to, __m256i h, int k) {
+  uint16_t* p = static_cast<uint16_t*>(to);
+  __m128i a = _mm256_castsi256_si128(h);
+  if (k & 8) _mm_storeu_si128(reinterpret_cast<__m128i*>(p), a), p += 8, a = _mm256_extracti128_si256(h, 1);
+  if (k & 4) _mm_storel_epi64(reinterpret_cast<__m128i*>(p), a), p += 4, a = _mm_unpackhi_epi64(a, a);
+  uint64_t rest = uint64_t(_mm_cvtsi128_si64(a));
+  if (k & 2) std::memcpy(p, &rest, 4), p += 2, rest >>= 32;
+  if (k & 1) std::memcpy(p, &rest, 2);
 }
 #endif
 
 template <class T> struct HalfCells {
   NF_INLINE F32 load(const T* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), T{}); }
-  NF_INLINE F32 load_n(const T* p, int k, float fill) { return keep_n(widen(load16_n(p, k), T{}), k, fill); }
+  NF_INLINE F32 load_n(const T* p, int k, float fill) {
+    return first_n(k, widen(load16_n(p, k), T{}), splat<float>(fill));
+  }
   NF_INLINE void store(T* p, F32 v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(v, T{})); }
   NF_INLINE void stream(T* p, F32 v) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow(v, T{})); }
   NF_INLINE void store_n(T* p, F32 v, int k) { store16_n(p, narrow(v, T{}), k); }
