@@ -71,8 +71,7 @@ template <class C, class T> struct ColumnShifted {
   struct Laps {
     const T* x;
     const C* shift;
-    __attribute__((always_inline)) inline void get(int64_t i, int64_t p, int n, Vec<C>& a, Vec<C>& b,
-                                                   Vec<C>& c) const {
+    __attribute__((always_inline)) inline void get(int64_t i, int64_t p, int n, Vec<C>& a, Vec<C>& b, Vec<C>& c) const {
       a = cells_at<C>(x + i, n) - Cells<C, C>::load(shift + p);
       if (n < Lanes<C>::n) a = first_n(n, a, splat<C>(0));
       b = c = a;
@@ -133,8 +132,7 @@ template <class C, class T> struct ColumnSlopes {
   struct Laps {
     const T *dy, *x;
     const C* shift;
-    __attribute__((always_inline)) inline void get(int64_t i, int64_t p, int n, Vec<C>& a, Vec<C>& b,
-                                                   Vec<C>& c) const {
+    __attribute__((always_inline)) inline void get(int64_t i, int64_t p, int n, Vec<C>& a, Vec<C>& b, Vec<C>& c) const {
       a = b = cells_at<C>(dy + i, n);
       c = cells_at<C>(x + i, n) - Cells<C, C>::load(shift + p);
       if (n < Lanes<C>::n) c = first_n(n, c, splat<C>(0));
@@ -245,6 +243,75 @@ template <class C> NF_INLINE void close_block(LaneTables<C>& t) {
 
 NF_INLINE F64 fold8(const F64 (&v)[8]) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
 
+// Columns of at most one group of rows: lane by lane, each in registers, where tables would cost more than the cells.
+template <class C, class Column>
+NF_INLINE void short_lane(const Column& f, int64_t o, int64_t end, Vec<C>& s2, Vec<C>& q2) {
+  constexpr int64_t L = Lanes<C>::n;
+  s2 = q2 = splat<C>(0);
+  Vec<C> a, b, c;
+  for (; o + 3 * L < end; o += 4 * L) {
+    f.get(o, a, b, c);
+    Vec<C> s1 = a, q1 = b * c;
+#pragma GCC unroll 4
+    for (int64_t i = 1; i < 4; ++i) {
+      f.get(o + i * L, a, b, c);
+      s1 = s1 + a, q1 = fma(b, c, q1);
+    }
+    s2 = s2 + s1, q2 = q2 + q1;
+  }
+  if (o >= end) return;
+  Vec<C> s1 = splat<C>(0), q1 = s1;
+  for (; o < end; o += L) {
+    f.get(o, a, b, c);
+    s1 = s1 + a, q1 = fma(b, c, q1);
+  }
+  s2 = s2 + s1, q2 = q2 + q1;
+}
+
+template <class C, class Column>
+NF_INLINE void short_column(const Column& f, int64_t begin, int64_t end, F64 (&s)[Lanes<C>::n / 8],
+                            F64 (&q)[Lanes<C>::n / 8]) {
+  constexpr int L = Lanes<C>::n;
+  Vec<C> s2, q2;
+  short_lane<C>(f, begin, end, s2, q2);
+  widen_to(s, s2), widen_to(q, q2);
+  if constexpr (L == 16) {
+    F64 s8[2], q8[2];
+    short_lane<C>(f, begin + 8, end, s2, q2);
+    widen_to(s8, s2), widen_to(q8, q2);
+    for (int h = 0; h < 2; ++h) s[h] = s[h] + s8[h], q[h] = q[h] + q8[h];
+  }
+}
+
+// A strip of columns of more rows: window by window, in tables of lanes.
+template <class C, class Term>
+NF_INLINE void tall_columns(const Term& f, int64_t begin, int64_t end, int64_t from, int64_t to,
+                            LaneTables<C> (&tables)[strip]) {
+  constexpr int64_t L = Lanes<C>::n, group_rows = 16 * L;
+  const int vectors = int((to - from + L - 1) / L);
+  std::memset(static_cast<void*>(tables), 0, sizeof(LaneTables<C>) * size_t(vectors));
+  int group_index = 0;
+  for (int64_t o = begin; o < end; o += group_rows) {
+    const int64_t group_end = o + group_rows < end ? o + group_rows : end;
+    const bool last = group_end == end;
+    Ahead2 ahead = last ? Ahead2{} : f.ahead(o + group_rows, from, to);
+    ++group_index;
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t c = from + v * L;
+      const int k = int(to - c < L ? to - c : L);
+      GroupSums<C> group;
+      clear(group);
+      for (int64_t w = o; w < group_end; w += 4 * L) {
+        if (k == L && w + 4 * L <= group_end)
+          window<C, true>(f.column(c, int(L)), w, group_end, group, ahead, f.line());
+        else window<C, false>(f.column(c, k), w, group_end, group, ahead, f.line());
+      }
+      close_group(group, tables[v].block);
+      if (group_index % 4 == 0 || last) close_block(tables[v]);
+    }
+  }
+}
+
 // The sums of one chunk, rows [begin, end), of all columns of a narrow matrix. The tables of column_chunk, laid out by
 // laps: lane j of column c at j*width + c.
 template <class C, class Laps>
@@ -319,26 +386,15 @@ __attribute__((noinline)) void column_chunk(const Term& f, int64_t begin, int64_
   for (int64_t from = c0; from < c1; from += strip * L) {
     const int64_t to = from + strip * L < c1 ? from + strip * L : c1;
     const int vectors = int((to - from + L - 1) / L);
-    std::memset(static_cast<void*>(tables), 0, sizeof(LaneTables<C>) * size_t(vectors));
-    int group_index = 0;
-    for (int64_t o = begin; o < end; o += group_rows) {
-      const int64_t group_end = o + group_rows < end ? o + group_rows : end;
-      const bool last = group_end == end;
-      Ahead2 ahead = last ? Ahead2{} : f.ahead(o + group_rows, from, to);
-      ++group_index;
-      for (int v = 0; v < vectors; ++v) {
-        const int64_t c = from + v * L;
-        const int k = int(to - c < L ? to - c : L);
-        GroupSums<C> group;
-        clear(group);
-        for (int64_t w = o; w < group_end; w += 4 * L) {
-          if (k == L && w + 4 * L <= group_end)
-            window<C, true>(f.column(c, int(L)), w, group_end, group, ahead, f.line());
-          else window<C, false>(f.column(c, k), w, group_end, group, ahead, f.line());
+    if (end - begin <= group_rows) {
+      for (int j = 0; j < 8; ++j)
+        for (int v = 0; v < vectors; ++v) {
+          const int64_t c = from + v * L;
+          if (to - c >= L) short_column<C>(f.column(c, int(L)), begin + j, end, tables[v].s[j], tables[v].q[j]);
+          else short_column<C>(f.column(c, int(to - c)), begin + j, end, tables[v].s[j], tables[v].q[j]);
         }
-        close_group(group, tables[v].block);
-        if (group_index % 4 == 0 || last) close_block(tables[v]);
-      }
+    } else {
+      tall_columns(f, begin, end, from, to, tables);
     }
     for (int v = 0; v < vectors; ++v)
       for (int h = 0; h < int(L / 8); ++h) {

@@ -111,10 +111,42 @@ template <class T> NF_INLINE void keep(Unit<T>& u, int64_t i, const Moments& m) 
   u.mean[i] = m.mean, u.mean_lo[i] = m.mean_lo, u.var[i] = m.var;
 }
 
+// Each channel is a column of one chunk, whose sums are its totals.
+template <class T> NF_INLINE bool one_chunk(const Forward<T>& f) {
+  return f.matrix.by_unit && f.g.span == 1 && f.chunks == 1 && f.g.outer > few_cells<T>;
+}
+
+// Moments of n columns from the sums of their only chunk: a loop that compilers turn into vectors. False if there are
+// columns that have to be done again.
+template <class C>
+__attribute__((noinline)) bool column_moments(int64_t n, int64_t cells, bool center, const double* __restrict s,
+                                              const double* __restrict q, const C* __restrict shift,
+                                              double* __restrict mean, double* __restrict mean_lo,
+                                              double* __restrict var) {
+  int bad = 0;
+  if (center) {
+    for (int64_t i = 0; i < n; ++i) {
+      const Moments m = quick_moments<C>({s[i], q[i]}, double(shift[i]), cells, true);
+      mean[i] = m.mean, mean_lo[i] = m.mean_lo, var[i] = m.var, bad |= !m.good;
+    }
+  } else {
+    for (int64_t i = 0; i < n; ++i) {
+      const Moments m = quick_moments<C>({s[i], q[i]}, 0, cells, false);
+      mean[i] = mean_lo[i] = 0, var[i] = m.var, bad |= !m.good;
+    }
+  }
+  return bad == 0;
+}
+
 // Turns totals into moments; channels that float could not do are summed again, twice, in double.
 template <class T> void find_moments(const Forward<T>& f, Unit<T>& u) {
   using C = typename TypeOf<T>::compute;
   const int64_t span = f.g.span, channels = (u.c1 - u.c0) / span, n = f.g.outer * span;
+  if (one_chunk(f)) {
+    if (column_moments<C>(channels, n, f.a.center, u.sums, u.sums + channels, u.shift, u.mean, u.mean_lo, u.var))
+      return;
+    for (int64_t c = 0; c < channels; ++c) u.total[c].add({u.sums[c], u.sums[channels + c]});
+  }
   int64_t first_bad = -1, last_bad = -1;
   for (int64_t i = 0; i < channels; ++i) {
     if (n > few_cells<T>) {
@@ -151,10 +183,12 @@ template <class T> void find_moments(const Forward<T>& f, Unit<T>& u) {
 template <class T> void write_stats(const Forward<T>& f, Unit<T>& u) {
   using S = typename TypeOf<T>::stat;
   const int64_t channels = (u.c1 - u.c0) / f.g.span, at = u.b * f.g.channels + u.c0 / f.g.span;
+  const double* __restrict var = u.var;
+  double* __restrict rstd = u.rstd;
+  for (int64_t i = 0; i < channels; ++i) rstd[i] = rstd_of(var[i], f.a.eps);
   for (int64_t i = 0; i < channels; ++i) {
     if (f.a.batch_mean != nullptr)
       f.a.batch_mean[at + i] = u.mean[i], f.a.batch_var[at + i] = u.var[i] > 0 ? u.var[i] : u.var[i] * 0;
-    u.rstd[i] = rstd_of(u.var[i], f.a.eps);
     if (f.a.mean != nullptr) static_cast<S*>(f.a.mean)[at + i] = static_cast<S>(u.mean[i]);
     if (f.a.rstd != nullptr) static_cast<S*>(f.a.rstd)[at + i] = static_cast<S>(u.rstd[i]);
   }
@@ -190,7 +224,7 @@ template <class T> void matrix_units(void* context, int64_t begin, int64_t end, 
     clear_totals(u, columns);
     for (int64_t i = 0; quick && i < f.chunks; ++i) {
       sum_chunk<T, C>(f, u, u.shift, i, u.c0, u.c1, u.sums, u.sums + columns);
-      for (int64_t c = 0; c < columns; ++c) u.total[c].add({u.sums[c], u.sums[columns + c]});
+      for (int64_t c = 0; !one_chunk(f) && c < columns; ++c) u.total[c].add({u.sums[c], u.sums[columns + c]});
     }
     find_moments(f, u);
     write_stats(f, u);

@@ -143,9 +143,13 @@ struct Carver {
 // Is there a coefficient in [0, n) that float cannot hold?
 template <class C> NF_INLINE bool any_extreme(const double* mean, const double* rstd, int64_t n, bool backward) {
   if (sizeof(C) == 8) return false;
-  for (int64_t i = 0; i < n; ++i)
-    if (!(backward ? fits_single_backward(mean[i], rstd[i]) : fits_single(mean[i], rstd[i]))) return true;
-  return false;
+  int extreme = 0;  // without a way out of the loop, several at a time
+  if (backward) {
+    for (int64_t i = 0; i < n; ++i) extreme |= !fits_single_backward(mean[i], rstd[i]);
+  } else {
+    for (int64_t i = 0; i < n; ++i) extreme |= !fits_single(mean[i], rstd[i]);
+  }
+  return extreme != 0;
 }
 
 // ---- the forward map, shared with batch norm in evaluation -----------------------------------------------------------
@@ -169,22 +173,62 @@ template <class T> NF_INLINE double param(const typename TypeOf<T>::compute* p, 
   return p != nullptr ? double(p[i]) : otherwise;
 }
 
-template <class T> void build_tables(ForwardMap<T>& f) {
+// The coefficients of n channels that are columns, each with a parameter of its own (affine) or without (hat). These are
+// loops that compilers turn into vectors; `Given`: mean_lo and var are zero.
+template <class C, bool Given, bool Weighted, bool Biased>
+__attribute__((noinline)) void affine_columns(int64_t n, const double* __restrict mean,
+                                              const double* __restrict mean_lo, const double* __restrict var,
+                                              const double* __restrict rstd, const C* __restrict w,
+                                              const C* __restrict b, C* __restrict hi, C* __restrict s,
+                                              C* __restrict t) {
+  for (int64_t i = 0; i < n; ++i) {
+    const Affine<C> k = affine<C>(mean[i], Given ? 0.0 : mean_lo[i], Given ? 0.0 : var[i], rstd[i],
+                                  Weighted ? double(w[i]) : 1.0, Biased ? double(b[i]) : 0.0);
+    hi[i] = k.hi, s[i] = k.s, t[i] = k.t;
+  }
+}
+template <class C>
+__attribute__((noinline)) void hat_columns(int64_t n, const double* __restrict mean, const double* __restrict mean_lo,
+                                           const double* __restrict var, const double* __restrict rstd,
+                                           C* __restrict hi, C* __restrict s, C* __restrict t) {
+  for (int64_t i = 0; i < n; ++i) {
+    const Hat<C> h = hat<C>(mean[i], mean_lo[i], var[i], rstd[i]);
+    hi[i] = h.hi, s[i] = h.rs, t[i] = h.t;
+  }
+}
+template <class T, bool Given> NF_INLINE void column_coefficients(ForwardMap<T>& f) {
+  using C = typename TypeOf<T>::compute;
+  const C *w = f.w != nullptr ? f.w + f.first : nullptr, *b = f.b != nullptr ? f.b + f.first : nullptr;
+  const auto loop =
+      w != nullptr ? (b != nullptr ? affine_columns<C, Given, true, true> : affine_columns<C, Given, true, false>)
+                   : (b != nullptr ? affine_columns<C, Given, false, true> : affine_columns<C, Given, false, false>);
+  loop(f.tile, f.mean, f.mean_lo, f.var, f.rstd, w, b, f.hi, f.s, f.t);
+}
+
+// Channels of several cells: one entry per run, or per cell.
+template <class T> void spread_coefficients(ForwardMap<T>& f) {
   using C = typename TypeOf<T>::compute;
   const Columns& g = f.g;
+  const int64_t each = g.span / g.param_span;  // parameters of a channel
   for (int64_t i = 0; i * g.span < f.tile; ++i) {
     const double lo = f.mean_lo != nullptr ? f.mean_lo[i] : 0.0, var = f.var != nullptr ? f.var[i] : 0.0;
-    if (g.param_span == 0) {
-      const Hat<C> h = hat<C>(f.mean[i], lo, var, f.rstd[i]);
-      f.hi[i] = h.hi, f.s[i] = h.rs, f.t[i] = h.t;  // span is 1
-      continue;
-    }
-    const int64_t each = g.span / g.param_span;  // parameters of a channel
     for (int64_t j = 0; j < each; ++j) {
       const int64_t p = (f.first + i) * each + j, c = entry(g, (i * each + j) * g.param_span);
       const Affine<C> k = affine<C>(f.mean[i], lo, var, f.rstd[i], param<T>(f.w, p, 1.0), param<T>(f.b, p, 0.0));
       for (int64_t s = c; s < c + (in_runs(g) ? 1 : g.param_span); ++s) f.hi[s] = k.hi, f.s[s] = k.s, f.t[s] = k.t;
     }
+  }
+}
+
+template <class T> void build_tables(ForwardMap<T>& f) {
+  using C = typename TypeOf<T>::compute;
+  const Columns& g = f.g;
+  if (g.param_span == 0) {  // span is 1
+    hat_columns<C>(f.tile, f.mean, f.mean_lo, f.var, f.rstd, f.hi, f.s, f.t);
+  } else if (g.span == 1) {
+    f.mean_lo != nullptr ? column_coefficients<T, false>(f) : column_coefficients<T, true>(f);
+  } else {
+    spread_coefficients(f);
   }
   for (int64_t r = 1; r < f.repeats; ++r) {
     std::memcpy(f.hi + r * f.tile, f.hi, size_t(f.tile) * sizeof(C));
@@ -192,7 +236,6 @@ template <class T> void build_tables(ForwardMap<T>& f) {
     std::memcpy(f.t + r * f.tile, f.t, size_t(f.tile) * sizeof(C));
   }
 }
-
 // Cells of one row of the unit whose channel float cannot hold are computed in double; the others as the vectors do.
 template <class T>
 __attribute__((noinline)) void map_row_carefully(const ForwardMap<T>& f, int64_t o, const T* x, T* y) {

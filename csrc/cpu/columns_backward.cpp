@@ -27,7 +27,7 @@ template <class T> void matrix_units(void* context, int64_t begin, int64_t end, 
       clear_totals(u, columns);
       for (int64_t i = 0; i < f.chunks; ++i) {
         sum_chunk(f, u, i, u.c0, u.c1, u.sums, u.sums + columns);
-        for (int64_t c = 0; c < columns; ++c) u.total[c].add({u.sums[c], u.sums[columns + c]});
+        for (int64_t c = 0; !one_chunk(f, u) && c < columns; ++c) u.total[c].add({u.sums[c], u.sums[columns + c]});
       }
       find_averages(f, u);
     }

@@ -33,6 +33,7 @@ template <class T> struct Unit {
   ChunkTotal* total;
   double* wide_shift;
   double *c1_of, *c2_of;  // per channel
+  double* kept;           // the sums for the parameter gradients, where nobody wants them
   F64* lanes;
   C *hi, *p, *q, *t, *b_of;  // tables; for parameters along the rows: hi, rs, a, t, b
   bool extreme;
@@ -51,6 +52,7 @@ NF_INLINE int64_t carve(const Backward<T>& f, char* base, Unit<T>* u, int64_t co
   u->wide_shift = k.take<double>(per);
   u->c1_of = k.take<double>(channels), u->c2_of = k.take<double>(channels);
   u->lanes = k.take<F64>(f.is_planes ? 2 * channels : 0);
+  u->kept = k.take<double>(f.column_sums == nullptr && !f.is_planes ? 2 * channels : 0);
   const int64_t table = entry(f.g, columns) * f.repeats;
   u->hi = k.take<C>(table), u->p = k.take<C>(table), u->q = k.take<C>(table), u->t = k.take<C>(table);
   u->b_of = k.take<C>(f.g.param_span == 0 ? table : 0);
@@ -78,10 +80,70 @@ template <class T> NF_INLINE bool single_cell(const Backward<T>& f) {
   return f.a.center && !f.a.frozen && f.g.outer * f.g.span == 1;
 }
 
+// ---- per channel: loops that compilers turn into vectors ---------------------------------------------------------------
+
+// Shifts for the sums of n channels that are columns. False: float cannot hold all of them.
+template <class C, class S>
+__attribute__((noinline)) bool column_shifts(int64_t n, const S* __restrict mean, const S* __restrict rstd,
+                                             C* __restrict shift) {
+  int extreme = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    extreme |= sizeof(C) == 4 && !fits_single_backward(double(mean[i]), double(rstd[i]));
+    shift[i] = slope_shift<C>(double(mean[i]), usable(double(rstd[i])));
+  }
+  return extreme == 0;
+}
+
+// Averages of n such columns, from the sums of their only chunk.
+template <class C, class S, bool Weighted>
+__attribute__((noinline)) void column_averages(int64_t n, double cells, const double* __restrict s,
+                                               const double* __restrict q, const C* __restrict shift,
+                                               const S* __restrict mean, const S* __restrict rstd,
+                                               const C* __restrict w, double* __restrict c1, double* __restrict c2,
+                                               double* __restrict keep) {
+  for (int64_t i = 0; i < n; ++i) {
+    const double lo = double(mean[i]) - double(shift[i]);
+    const double b = (q[i] - lo * s[i]) * usable(double(rstd[i])), weight = Weighted ? double(w[i]) : 1.0;
+    c1[i] = weight * s[i] / cells, c2[i] = weight * b / cells;
+    keep[2 * i] = s[i], keep[2 * i + 1] = b;
+  }
+}
+
+template <class C, class S, bool Weighted>
+__attribute__((noinline)) void gradient_columns(int64_t n, const S* __restrict mean, const S* __restrict rstd,
+                                                const C* __restrict w, const double* __restrict c1,
+                                                const double* __restrict c2, C* __restrict hi, C* __restrict p,
+                                                C* __restrict q, C* __restrict t) {
+  for (int64_t i = 0; i < n; ++i) {
+    const Gradient<C> k = gradient<C>(double(mean[i]), double(rstd[i]), Weighted ? double(w[i]) : 1.0, c1[i], c2[i]);
+    hi[i] = k.hi, p[i] = k.p, q[i] = k.q, t[i] = k.t;
+  }
+}
+
+// Do these loops serve the unit? Channels that are columns with a parameter each, and statistics that float can hold.
+template <class T> NF_INLINE bool plain_columns(const Backward<T>& f) {
+  return !f.is_planes && f.g.span == 1 && !by_rows(f) && f.a.mean != nullptr && !single_cell(f) && !f.a.frozen;
+}
+template <class T> NF_INLINE int64_t first_channel(const Backward<T>& f, const Unit<T>& u) {
+  return u.b * f.g.channels + u.c0 / f.g.span;
+}
+
+// Their sums are then those of their only chunk.
+template <class T> NF_INLINE bool one_chunk(const Backward<T>& f, const Unit<T>& u) {
+  return f.matrix.by_unit && plain_columns(f) && f.chunks == 1 && !u.extreme && f.a.center;
+}
+
 // The rounded means (and, for parameters along the rows, the rest of xhat's coefficients) before anything is summed.
 template <class T> void begin_unit(const Backward<T>& f, Unit<T>& u) {
   using C = typename TypeOf<T>::compute;
+  using S = typename TypeOf<T>::stat;
   const int64_t span = f.g.span, channels = (u.c1 - u.c0) / span;
+  if (plain_columns(f)) {
+    const int64_t at = first_channel(f, u);
+    u.extreme = !column_shifts<C, S>(channels, static_cast<const S*>(f.a.mean) + at,
+                                     static_cast<const S*>(f.a.rstd) + at, u.shift);
+    if (!u.extreme) return;
+  }
   u.extreme = false;
   for (int64_t i = 0; i < channels; ++i) {
     const bool good = fits(f, u, i);
@@ -133,8 +195,18 @@ __attribute__((noinline)) Sums extreme_column(const Backward<T>& f, const Unit<T
 
 // From the totals to the two averages of each channel; keeps A and B*rstd for the parameter gradients.
 template <class T> void find_averages(const Backward<T>& f, Unit<T>& u) {
+  using C = typename TypeOf<T>::compute;
+  using S = typename TypeOf<T>::stat;
   const int64_t span = f.g.span, channels = (u.c1 - u.c0) / span;
   const double n = double(f.g.outer) * double(span);
+  if (one_chunk(f, u)) {
+    const int64_t at = first_channel(f, u);
+    const auto loop = f.w != nullptr ? column_averages<C, S, true> : column_averages<C, S, false>;
+    double* keep = f.column_sums != nullptr ? f.column_sums + at * 2 : u.kept;
+    loop(channels, n, u.sums, u.sums + channels, u.shift, static_cast<const S*>(f.a.mean) + at,
+         static_cast<const S*>(f.a.rstd) + at, f.w != nullptr ? f.w + u.c0 : nullptr, u.c1_of, u.c2_of, keep);
+    return;
+  }
   const int64_t per = f.is_planes ? 1 : span;  // totals per channel
   for (int64_t i = 0; i < channels; ++i) {
     const double mean = mean_of(f, u, i), rstd = rstd_at(f, u, i);
@@ -167,8 +239,16 @@ template <class T> void find_averages(const Backward<T>& f, Unit<T>& u) {
 
 template <class T> void build_tables(const Backward<T>& f, Unit<T>& u) {
   using C = typename TypeOf<T>::compute;
+  using S = typename TypeOf<T>::stat;
   const int64_t span = f.g.span, tile = u.c1 - u.c0;
-  for (int64_t i = 0; i * span < tile; ++i) {
+  const bool plain = plain_columns(f) && !u.extreme;
+  if (plain) {
+    const int64_t at = first_channel(f, u);
+    const auto loop = f.w != nullptr ? gradient_columns<C, S, true> : gradient_columns<C, S, false>;
+    loop(tile, static_cast<const S*>(f.a.mean) + at, static_cast<const S*>(f.a.rstd) + at,
+         f.w != nullptr ? f.w + u.c0 : nullptr, u.c1_of, u.c2_of, u.hi, u.p, u.q, u.t);
+  }
+  for (int64_t i = 0; !plain && i * span < tile; ++i) {
     const bool good = fits(f, u, i);
     const double mean = mean_of(f, u, i), rstd = rstd_at(f, u, i);
     if (by_rows(f)) {
