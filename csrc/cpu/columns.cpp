@@ -304,7 +304,8 @@ template <class T> NF_INLINE typename TypeOf<T>::compute plane_shift(const Forwa
 // The planes of one chunk, channels [first, first + channels): lanes are added over all planes, then folded.
 template <class T>
 __attribute__((noinline)) void plane_chunk(const Forward<T>& f, int64_t index, int64_t first, int64_t channels,
-                                           const typename TypeOf<T>::compute* shift, F64* lanes, double* sums) {
+                                           const typename TypeOf<T>::compute* shift, F64* lanes, double* s_out,
+                                           double* q_out) {
   using C = typename TypeOf<T>::compute;
   const int64_t begin = index * f.planes.chunk_planes, end = smaller(begin + f.planes.chunk_planes, f.g.outer);
   for (int64_t i = 0; i < 2 * channels; ++i) lanes[i] = splat<double>(0);
@@ -314,8 +315,7 @@ __attribute__((noinline)) void plane_chunk(const Forward<T>& f, int64_t index, i
       add_blocks<C>(Shifted<C, T>{plane(f, o, first + i), shift[i]}, 0, f.g.span, s, q);
       lanes[2 * i] = s, lanes[2 * i + 1] = q;
     }
-  for (int64_t i = 0; i < channels; ++i)
-    sums[2 * i] = sum_lanes(lanes[2 * i]), sums[2 * i + 1] = sum_lanes(lanes[2 * i + 1]);
+  fold_planes(lanes, channels, s_out, q_out);
 }
 
 template <class T> __attribute__((noinline)) Moments careful_channel(const Forward<T>& f, int64_t c) {
@@ -333,7 +333,10 @@ template <class T> __attribute__((noinline)) Moments careful_channel(const Forwa
 
 template <class T> void plane_moments(const Forward<T>& f, Unit<T>& u) {
   using C = typename TypeOf<T>::compute;
-  const int64_t channels = (u.c1 - u.c0) / f.g.span, first = u.c0 / f.g.span;
+  const int64_t channels = (u.c1 - u.c0) / f.g.span, first = u.c0 / f.g.span, n = f.g.outer * f.g.span;
+  if (f.planes.by_unit && f.planes.chunks == 1 && n > few_cells<T> &&
+      column_moments<C>(channels, n, true, u.sums, u.sums + channels, u.shift, u.mean, u.mean_lo, u.var))
+    return;
   for (int64_t i = 0; i < channels; ++i) {
     Moments m = quick_moments<C>(u.total[i].total(), double(u.shift[i]), f.g.outer * f.g.span, true);
     if (!m.good || f.g.outer * f.g.span <= few_cells<T>) m = careful_channel(f, first + i);
@@ -351,8 +354,8 @@ template <class T> void plane_units(void* context, int64_t begin, int64_t end, i
     for (int64_t i = 0; i < channels; ++i) u.shift[i] = plane_shift(f, first + i);
     clear_totals(u, channels);
     for (int64_t i = 0; i < f.planes.chunks; ++i) {
-      plane_chunk(f, i, first, channels, u.shift, u.lanes, u.sums);
-      for (int64_t c = 0; c < channels; ++c) u.total[c].add({u.sums[2 * c], u.sums[2 * c + 1]});
+      plane_chunk(f, i, first, channels, u.shift, u.lanes, u.sums, u.sums + channels);
+      for (int64_t c = 0; c < channels; ++c) u.total[c].add({u.sums[c], u.sums[channels + c]});
     }
     plane_moments(f, u);
     write_stats(f, u);
@@ -368,7 +371,8 @@ template <class T> void shared_plane_sums(void* context, int64_t begin, int64_t 
   for (int64_t i = begin; i < end; ++i) {
     const int64_t chunk = i / f.planes.blocks, first = i % f.planes.blocks * f.planes.block;
     const int64_t channels = smaller(f.planes.block, f.g.channels - first);
-    plane_chunk(f, chunk, first, channels, s.u.shift + first, lanes, s.u.sums + (chunk * f.g.channels + first) * 2);
+    double* out = s.u.sums + chunk * 2 * f.g.channels + first;
+    plane_chunk(f, chunk, first, channels, s.u.shift + first, lanes, out, out + f.g.channels);
   }
 }
 
@@ -382,8 +386,8 @@ template <class T> void planes_shared(Forward<T>& f) {
   clear_totals(u, f.g.channels);
   for (int64_t i = 0; i < f.planes.chunks; ++i)
     for (int64_t c = 0; c < f.g.channels; ++c) {
-      const double* sums = u.sums + (i * f.g.channels + c) * 2;
-      u.total[c].add({sums[0], sums[1]});
+      const double* sums = u.sums + i * 2 * f.g.channels + c;
+      u.total[c].add({sums[0], sums[f.g.channels]});
     }
   plane_moments(f, u);
   write_stats(f, u);

@@ -124,6 +124,19 @@ NF_INLINE Stretches stretch_columns(int64_t columns, int64_t chunks, int threads
   return {width, ceil_div(columns, width)};
 }
 
+// The sums of the lanes of n channels, [2] each: the first sums to s, the second to q.
+NF_INLINE void fold_planes(const F64* lanes, int64_t n, double* s, double* q) {
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4) {  // four at once
+    F64 v[8];
+    double t[8];
+    for (int j = 0; j < 8; ++j) v[j] = lanes[2 * i + j];
+    store(t, sum_lanes8(v));
+    for (int j = 0; j < 4; ++j) s[i + j] = t[2 * j], q[i + j] = t[2 * j + 1];
+  }
+  for (; i < n; ++i) s[i] = sum_lanes(lanes[2 * i]), q[i] = sum_lanes(lanes[2 * i + 1]);
+}
+
 // Rows of the matrix in one piece of a shared map.
 NF_INLINE int64_t map_rows(int64_t row_bytes, int64_t repeats) {
   return ceil_div(larger(1, (int64_t(1) << 17) / row_bytes), repeats) * repeats;
@@ -173,7 +186,7 @@ template <class T> NF_INLINE double param(const typename TypeOf<T>::compute* p, 
   return p != nullptr ? double(p[i]) : otherwise;
 }
 
-// The coefficients of n channels that are columns, each with a parameter of its own (affine) or without (hat). These are
+// The coefficients of n channels that take one entry each, with parameters of their own (affine) or without (hat). These are
 // loops that compilers turn into vectors; `Given`: mean_lo and var are zero.
 template <class C, bool Given, bool Weighted, bool Biased>
 __attribute__((noinline)) void affine_columns(int64_t n, const double* __restrict mean,
@@ -202,7 +215,7 @@ template <class T, bool Given> NF_INLINE void column_coefficients(ForwardMap<T>&
   const auto loop =
       w != nullptr ? (b != nullptr ? affine_columns<C, Given, true, true> : affine_columns<C, Given, true, false>)
                    : (b != nullptr ? affine_columns<C, Given, false, true> : affine_columns<C, Given, false, false>);
-  loop(f.tile, f.mean, f.mean_lo, f.var, f.rstd, w, b, f.hi, f.s, f.t);
+  loop(f.tile / f.g.span, f.mean, f.mean_lo, f.var, f.rstd, w, b, f.hi, f.s, f.t);
 }
 
 // Channels of several cells: one entry per run, or per cell.
@@ -225,7 +238,7 @@ template <class T> void build_tables(ForwardMap<T>& f) {
   const Columns& g = f.g;
   if (g.param_span == 0) {  // span is 1
     hat_columns<C>(f.tile, f.mean, f.mean_lo, f.var, f.rstd, f.hi, f.s, f.t);
-  } else if (g.span == 1) {
+  } else if (entry(g, g.span) == 1) {
     f.mean_lo != nullptr ? column_coefficients<T, false>(f) : column_coefficients<T, true>(f);
   } else {
     spread_coefficients(f);

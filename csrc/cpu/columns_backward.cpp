@@ -40,7 +40,8 @@ template <class T> void matrix_units(void* context, int64_t begin, int64_t end, 
 
 template <class T>
 __attribute__((noinline)) void plane_chunk(const Backward<T>& f, int64_t index, int64_t first, int64_t channels,
-                                           const typename TypeOf<T>::compute* shift, F64* lanes, double* sums) {
+                                           const typename TypeOf<T>::compute* shift, F64* lanes, double* s_out,
+                                           double* q_out) {
   using C = typename TypeOf<T>::compute;
   const int64_t begin = index * f.planes.chunk_planes, end = smaller(begin + f.planes.chunk_planes, f.g.outer);
   for (int64_t i = 0; i < 2 * channels; ++i) lanes[i] = splat<double>(0);
@@ -52,8 +53,7 @@ __attribute__((noinline)) void plane_chunk(const Backward<T>& f, int64_t index, 
                     f.g.span, s, q);
       lanes[2 * i] = s, lanes[2 * i + 1] = q;
     }
-  for (int64_t i = 0; i < channels; ++i)
-    sums[2 * i] = sum_lanes(lanes[2 * i]), sums[2 * i + 1] = sum_lanes(lanes[2 * i + 1]);
+  fold_planes(lanes, channels, s_out, q_out);
 }
 
 template <class T> void plane_units(void* context, int64_t begin, int64_t end, int slot) {
@@ -67,8 +67,8 @@ template <class T> void plane_units(void* context, int64_t begin, int64_t end, i
     if (f.needs_sums) {
       clear_totals(u, channels);
       for (int64_t i = 0; i < f.planes.chunks; ++i) {
-        plane_chunk(f, i, first, channels, u.shift, u.lanes, u.sums);
-        for (int64_t c = 0; c < channels; ++c) u.total[c].add({u.sums[2 * c], u.sums[2 * c + 1]});
+        plane_chunk(f, i, first, channels, u.shift, u.lanes, u.sums, u.sums + channels);
+        for (int64_t c = 0; !one_chunk(f, u) && c < channels; ++c) u.total[c].add({u.sums[c], u.sums[channels + c]});
       }
       find_averages(f, u);
     }
@@ -106,7 +106,8 @@ template <class T> void shared_plane_sums(void* context, int64_t begin, int64_t 
   for (int64_t i = begin; i < end; ++i) {
     const int64_t chunk = i / f.planes.blocks, first = i % f.planes.blocks * f.planes.block;
     const int64_t channels = smaller(f.planes.block, f.g.channels - first);
-    plane_chunk(f, chunk, first, channels, s.u.shift + first, lanes, s.u.sums + (chunk * f.g.channels + first) * 2);
+    double* out = s.u.sums + chunk * 2 * f.g.channels + first;
+    plane_chunk(f, chunk, first, channels, s.u.shift + first, lanes, out, out + f.g.channels);
   }
 }
 
@@ -137,7 +138,7 @@ template <class T> void shared_units(Backward<T>& f) {
       for (int64_t i = 0; i < chunks; ++i)
         for (int64_t c = 0; c < per; ++c) {
           const double* sums = u.sums + i * 2 * per;
-          u.total[c].add(f.is_planes ? Sums{sums[2 * c], sums[2 * c + 1]} : Sums{sums[c], sums[per + c]});
+          u.total[c].add({sums[c], sums[per + c]});
         }
       find_averages(f, u);
     }

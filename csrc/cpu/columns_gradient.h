@@ -52,7 +52,7 @@ NF_INLINE int64_t carve(const Backward<T>& f, char* base, Unit<T>* u, int64_t co
   u->wide_shift = k.take<double>(per);
   u->c1_of = k.take<double>(channels), u->c2_of = k.take<double>(channels);
   u->lanes = k.take<F64>(f.is_planes ? 2 * channels : 0);
-  u->kept = k.take<double>(f.column_sums == nullptr && !f.is_planes ? 2 * channels : 0);
+  u->kept = k.take<double>(f.column_sums == nullptr ? 2 * channels : 0);
   const int64_t table = entry(f.g, columns) * f.repeats;
   u->hi = k.take<C>(table), u->p = k.take<C>(table), u->q = k.take<C>(table), u->t = k.take<C>(table);
   u->b_of = k.take<C>(f.g.param_span == 0 ? table : 0);
@@ -82,7 +82,7 @@ template <class T> NF_INLINE bool single_cell(const Backward<T>& f) {
 
 // ---- per channel: loops that compilers turn into vectors ---------------------------------------------------------------
 
-// Shifts for the sums of n channels that are columns. False: float cannot hold all of them.
+// Shifts for the sums of n channels. False: float cannot hold all of them.
 template <class C, class S>
 __attribute__((noinline)) bool column_shifts(int64_t n, const S* __restrict mean, const S* __restrict rstd,
                                              C* __restrict shift) {
@@ -94,7 +94,7 @@ __attribute__((noinline)) bool column_shifts(int64_t n, const S* __restrict mean
   return extreme == 0;
 }
 
-// Averages of n such columns, from the sums of their only chunk.
+// Averages of n channels, from the sums of their only chunk.
 template <class C, class S, bool Weighted>
 __attribute__((noinline)) void column_averages(int64_t n, double cells, const double* __restrict s,
                                                const double* __restrict q, const C* __restrict shift,
@@ -120,9 +120,10 @@ __attribute__((noinline)) void gradient_columns(int64_t n, const S* __restrict m
   }
 }
 
-// Do these loops serve the unit? Channels that are columns with a parameter each, and statistics that float can hold.
+// Do these loops serve? Channels with one shift, one parameter and one entry of the tables each.
 template <class T> NF_INLINE bool plain_columns(const Backward<T>& f) {
-  return !f.is_planes && f.g.span == 1 && !by_rows(f) && f.a.mean != nullptr && !single_cell(f) && !f.a.frozen;
+  return !by_rows(f) && (f.g.span == 1 || f.is_planes) && entry(f.g, f.g.span) == 1 && f.a.mean != nullptr &&
+         !single_cell(f) && !f.a.frozen;
 }
 template <class T> NF_INLINE int64_t first_channel(const Backward<T>& f, const Unit<T>& u) {
   return u.b * f.g.channels + u.c0 / f.g.span;
@@ -130,7 +131,8 @@ template <class T> NF_INLINE int64_t first_channel(const Backward<T>& f, const U
 
 // Their sums are then those of their only chunk.
 template <class T> NF_INLINE bool one_chunk(const Backward<T>& f, const Unit<T>& u) {
-  return f.matrix.by_unit && plain_columns(f) && f.chunks == 1 && !u.extreme && f.a.center;
+  const bool one = f.is_planes ? f.planes.by_unit && f.planes.chunks == 1 : f.matrix.by_unit && f.chunks == 1;
+  return one && plain_columns(f) && !u.extreme && f.a.center;
 }
 
 // The rounded means (and, for parameters along the rows, the rest of xhat's coefficients) before anything is summed.
@@ -204,7 +206,7 @@ template <class T> void find_averages(const Backward<T>& f, Unit<T>& u) {
     const auto loop = f.w != nullptr ? column_averages<C, S, true> : column_averages<C, S, false>;
     double* keep = f.column_sums != nullptr ? f.column_sums + at * 2 : u.kept;
     loop(channels, n, u.sums, u.sums + channels, u.shift, static_cast<const S*>(f.a.mean) + at,
-         static_cast<const S*>(f.a.rstd) + at, f.w != nullptr ? f.w + u.c0 : nullptr, u.c1_of, u.c2_of, keep);
+         static_cast<const S*>(f.a.rstd) + at, f.w != nullptr ? f.w + u.c0 / span : nullptr, u.c1_of, u.c2_of, keep);
     return;
   }
   const int64_t per = f.is_planes ? 1 : span;  // totals per channel
@@ -245,8 +247,8 @@ template <class T> void build_tables(const Backward<T>& f, Unit<T>& u) {
   if (plain) {
     const int64_t at = first_channel(f, u);
     const auto loop = f.w != nullptr ? gradient_columns<C, S, true> : gradient_columns<C, S, false>;
-    loop(tile, static_cast<const S*>(f.a.mean) + at, static_cast<const S*>(f.a.rstd) + at,
-         f.w != nullptr ? f.w + u.c0 : nullptr, u.c1_of, u.c2_of, u.hi, u.p, u.q, u.t);
+    loop(tile / span, static_cast<const S*>(f.a.mean) + at, static_cast<const S*>(f.a.rstd) + at,
+         f.w != nullptr ? f.w + u.c0 / span : nullptr, u.c1_of, u.c2_of, u.hi, u.p, u.q, u.t);
   }
   for (int64_t i = 0; !plain && i * span < tile; ++i) {
     const bool good = fits(f, u, i);

@@ -262,6 +262,25 @@ template <class T, bool Center> bool backward_cells(Backward<T>& f) {
 
 // ---- a channel is a run of cells ---------------------------------------------------------------------------------------
 
+// The sums of up to four neighbouring runs; where they are short, the folding of their lanes is shared.
+template <class C, class T>
+NF_INLINE void four_slopes(const T* dy, const T* x, C shift, int64_t span, int64_t some, double (&out)[8]) {
+  if (some == 4 && span > Lanes<C>::n && span <= chunk_cells<C>) {
+    F64 v[8];
+    for (int j = 0; j < 4; ++j) {
+      F64 s = splat<double>(0), q = s;
+      add_blocks<C>(Slopes<C, T>{dy + j * span, x + j * span, shift}, 0, span, s, q);
+      v[j] = s, v[4 + j] = q;
+    }
+    store(out, sum_lanes8(v));
+    return;
+  }
+  for (int64_t j = 0; j < some; ++j) {
+    const Sums s = run_sums<C>(Slopes<C, T>{dy + j * span, x + j * span, shift}, span);
+    out[j] = s.s, out[4 + j] = s.q;
+  }
+}
+
 template <class T, bool Stream> void run_rows(void* context, int64_t begin, int64_t end, int) {
   using C = typename TypeOf<T>::compute;
   const Backward<T>& f = *static_cast<const Backward<T>*>(context);
@@ -275,32 +294,41 @@ template <class T, bool Stream> void run_rows(void* context, int64_t begin, int6
     const double hi = double(slope_shift<C>(mean, scale)), lo = mean - hi;
     double* sums = f.run_sums + r * channels * 2;
     double s1 = 0, s2 = 0;
-    for (int64_t c = 0; c < channels; ++c) {
-      Sums s;
+    for (int64_t c = 0; c < channels; c += 4) {
+      const int64_t some = channels - c < 4 ? channels - c : 4;
+      double t[8];  // four first sums, four second sums
       if (single || sizeof(C) == 8) {
-        s = run_sums<C>(Slopes<C, T>{dy + c * span, x + c * span, C(hi)}, span);
-        s.q -= lo * s.s;
+        four_slopes<C>(dy + c * span, x + c * span, C(hi), span, some, t);
+        for (int64_t j = 0; j < some; ++j) t[4 + j] -= lo * t[j];
       } else {
-        s = run_sums<double>(Slopes<double, T>{dy + c * span, x + c * span, mean}, span);
+        for (int64_t j = 0; j < some; ++j) {
+          const Sums s = run_sums<double>(Slopes<double, T>{dy + (c + j) * span, x + (c + j) * span, mean}, span);
+          t[j] = s.s, t[4 + j] = s.q;
+        }
       }
-      if (f.n == 1) s.q *= 0;  // xhat is exactly 0
-      sums[2 * c] = s.s, sums[2 * c + 1] = s.q * scale;
-      const double wc = w != nullptr ? double(w[c]) : 1.0;
-      s1 += wc * s.s, s2 += wc * (s.q * scale);
+      for (int64_t j = 0; j < some; ++j) {
+        if (f.n == 1) t[4 + j] *= 0;  // xhat is exactly 0
+        double* keep = sums + 2 * (c + j);
+        keep[0] = t[j], keep[1] = t[4 + j] * scale;
+        const double wc = w != nullptr ? double(w[c + j]) : 1.0;
+        s1 += wc * keep[0], s2 += wc * keep[1];
+      }
     }
     if (f.a.dx == nullptr) continue;
     const double c1 = s1 / double(f.n), c2 = s2 / double(f.n);
     T* dx = static_cast<T*>(f.a.dx) + r * f.n;
     if (single || sizeof(C) == 8) {
       const int64_t run = w == nullptr ? f.n : span;
+      // Of the coefficients, only the first depends on the weight.
+      const Gradient<C> k = f.n == 1 ? Gradient<C>{} : gradient<C>(mean, rstd, 1.0, c1, c2);
       constexpr int64_t some = 64;  // runs whose coefficients are computed together
       C his[some], p[some], q[some], t[some];
       for (int64_t i = 0; i < f.n; i += some * run) {
         const int64_t end = i + some * run < f.n ? i + some * run : f.n;
+        const int64_t first = i / run;
         for (int64_t j = 0; i + j * run < end; ++j) {
-          Gradient<C> k = gradient<C>(mean, rstd, w == nullptr ? 1.0 : double(w[i / run + j]), c1, c2);
-          if (f.n == 1) k = {};  // the output does not depend on x: exactly no gradient
-          his[j] = k.hi, p[j] = k.p, q[j] = k.q, t[j] = k.t;
+          his[j] = k.hi, q[j] = k.q, t[j] = k.t;
+          p[j] = f.n == 1 ? C(0) : C((w == nullptr ? 1.0 : double(w[first + j])) * scale);
         }
         Ahead ahead;
         if (f.ahead && r + 1 < f.g.count) ahead = {dy + f.n + i, x + f.n + i};

@@ -410,17 +410,22 @@ NF_INLINE __m256 widen8(__m128i h, f16) { return _mm256_cvtph_ps(h); }
 template <class T> NF_INLINE F32 widen(__m256i h, T t) {
   return {widen8(_mm256_castsi256_si128(h), t), widen8(_mm256_extracti128_si256(h, 1), t)};
 }
-NF_INLINE __m128i narrow8(__m256 v, f16) { return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-NF_INLINE __m128i narrow8(__m256 v, bf16) {
+NF_INLINE __m256i narrow(F32 v, f16) {
+  const auto half = [](__m256 h) { return _mm256_cvtps_ph(h, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); };
+  return _mm256_set_m128i(half(v.hi), half(v.lo));
+}
+// The upper halves of the lanes, rounded, in the lower ones.
+NF_INLINE __m256i rounded8(__m256 v) {
   const __m256i u = _mm256_castps_si256(v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
   const __m256i near = _mm256_add_epi32(_mm256_add_epi32(u, odd), _mm256_set1_epi32(0x7fff));
   const __m256i quiet = _mm256_or_si256(u, _mm256_set1_epi32(0x400000));
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-  const __m256i out = _mm256_srli_epi32(_mm256_blendv_epi8(near, quiet, nan), 16);
-  return _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(out, out), 0x08));
+  return _mm256_srli_epi32(_mm256_blendv_epi8(near, quiet, nan), 16);
 }
-template <class T> NF_INLINE __m256i narrow(F32 v, T t) { return _mm256_set_m128i(narrow8(v.hi, t), narrow8(v.lo, t)); }
+NF_INLINE __m256i narrow(F32 v, bf16) {
+  return _mm256_permute4x64_epi64(_mm256_packus_epi32(rounded8(v.lo), rounded8(v.hi)), 0xd8);
+}
 // Pairs of cells by a mask, the odd one by itself.
 NF_INLINE __m256i load16_n(const void* p, int k) {
   const __m256i pairs = _mm256_maskload_epi32(static_cast<const int*>(p), first8(k / 2));
