@@ -187,9 +187,9 @@ __attribute__((noinline)) void forward_group(const Forward<float>& f, int64_t fi
   const int n = int(f.n);
   const double cells = double(n);
   const float* x[short_group];
-  double shift[short_group], s[short_group], q[short_group], rstd[short_group];
-  Moments m[short_group];
-  Hat<float> h[short_group];
+  double shift[short_group], s[short_group] = {}, q[short_group];
+  double mean[short_group], mean_lo[short_group], var[short_group], rstd[short_group];
+  float hi[short_group], rs[short_group], t[short_group];
   for (int i = 0; i < short_group; ++i)
     x[i] = static_cast<const float*>(f.a.x) + (first + (i < rows ? i : 0)) * int64_t(n), shift[i] = 0;
   if constexpr (Center) {
@@ -213,20 +213,42 @@ __attribute__((noinline)) void forward_group(const Forward<float>& f, int64_t fi
     if constexpr (Center) store(s + i, sum_lanes8(v));
     store(q + i, sum_lanes8(w));
   }
+  // Loops that compilers turn into vectors.
   int extreme = 0;
   for (int i = 0; i < short_group; ++i) {
-    m[i] = Center ? moments_from_sums(s[i], q[i], shift[i], cells, false) : Moments{0, 0, q[i] / cells, true};
-    rstd[i] = rstd_of(m[i].var, f.a.eps);
-    extreme |= !fits_single(m[i].mean, rstd[i]);
-    h[i] = hat<float>(m[i].mean, m[i].mean_lo, m[i].var, rstd[i]);
+    const Moments m =
+        Center ? moments_from_sums(s[i], q[i], shift[i], cells, false) : Moments{0, 0, q[i] / cells, true};
+    mean[i] = m.mean, mean_lo[i] = m.mean_lo, var[i] = m.var;
   }
-  for (int i = 0; i < rows; ++i) write_stats(f, first + i, m[i], rstd[i]);
+  for (int i = 0; i < short_group; ++i) rstd[i] = rstd_of(var[i], f.a.eps);
+  for (int i = 0; i < short_group; ++i) {
+    const Hat<float> h = hat<float>(mean[i], mean_lo[i], var[i], rstd[i]);
+    hi[i] = h.hi, rs[i] = h.rs, t[i] = h.t;
+    extreme |= !fits_single(mean[i], rstd[i]);
+  }
+  const auto moments = [&](int i) { return Moments{mean[i], mean_lo[i], var[i], true}; };
+  for (int i = 0; i < rows; ++i) write_stats(f, first + i, moments(i), rstd[i]);
   if (__builtin_expect(extreme != 0, 0)) {
-    for (int i = 0; i < rows; ++i) map_row<float, Stream, Center>(f, first + i, 0, n, m[i], rstd[i], false);
+    for (int i = 0; i < rows; ++i) map_row<float, Stream, Center>(f, first + i, 0, n, moments(i), rstd[i], false);
     return;
   }
+  // The map of HatOp, with weight and bias in registers.
+  using P = Cells<float, float>;
   float* y = static_cast<float*>(f.a.y) + first * int64_t(n);
-  for (int i = 0; i < rows; ++i) map_hat<float, Stream, Center>(f, x[i], y + i * int64_t(n), n, Ahead{}, 0, h[i]);
+  const bool stream = Stream && Whole && reinterpret_cast<uintptr_t>(y) % 64 == 0;
+  F32 w = splat<float>(1), b = splat<float>(0);
+  if (f.w != nullptr) w = Whole ? P::load(f.w) : P::load_n(f.w, n, 0);
+  if (f.b != nullptr) b = Whole ? P::load(f.b) : P::load_n(f.b, n, 0);
+  for (int i = 0; i < rows; ++i, y += n) {
+    F32 v = Whole ? P::load(x[i]) : P::load_n(x[i], n, 0);
+    if constexpr (Center) v = fma(v - splat<float>(hi[i]), splat<float>(rs[i]), splat<float>(t[i]));
+    else v = v * splat<float>(rs[i]);
+    if (f.b != nullptr) v = fma(v, w, b);
+    else if (f.w != nullptr) v = v * w;
+    if (!Whole) P::store_n(y, v, n);
+    else if (stream) P::stream(y, v);
+    else P::store(y, v);
+  }
 }
 
 template <bool Center, bool Stream> void forward_short(void* context, int64_t begin, int64_t end, int slot) {
