@@ -29,6 +29,12 @@ def _numbers(text: str) -> list[int]:
     return values
 
 
+def _usual_threads() -> list[int]:
+    """One, two, and as many as there are CPUs."""
+    cpus = machine.machine()["cpus"]
+    return sorted({1, min(2, cpus), cpus})
+
+
 def _peers(text: str) -> list[str]:
     if text in ("all", "none"):
         return list(peers.NAMES) if text == "all" else []
@@ -46,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (run, commands.add_parser("list", help="show the cases that a run would have")):
         command.add_argument("--set", default="headline", choices=shapes.SETS, dest="name")
         _filters(command)
-    run.add_argument("--threads", type=_numbers, help="default 1,2; with --check-only 2")
+    run.add_argument("--threads", type=_numbers, help="default 1, 2 and all; with --check-only 2")
     run.add_argument("--modes", type=_words, help="recycled,installed (default both; with --check-only installed)")
     run.add_argument("--peers", type=_peers, help=f"all (default), none, or some of {','.join(peers.NAMES)}")
     run.add_argument("--check-only", action="store_true", help="compare results, time nothing")
@@ -100,7 +106,7 @@ def _run(options: argparse.Namespace, console: Console, command: str) -> int:
         )
     plan = board.Plan(
         cases,
-        options.threads or ([2] if check else [1, 2]),
+        options.threads or ([2] if check else _usual_threads()),
         options.modes or (["installed"] if check else list(board.MODES)),
         names,
         check,

@@ -1,7 +1,9 @@
-"""The board as pictures: ratio to every peer, and share of the streaming limit by size of the working set."""
+"""The board as pictures: ratio to every peer; ratio to the best, and share of the streaming limit, by working set."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -14,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from .report import title
-from .results import Board, Cell
+from .results import Board, Cell, bytes_of
 
 # Colours of Okabe and Ito, which people with any common colour blindness tell apart; markers differ as well.
 _PEER_STYLE = {
@@ -44,9 +46,7 @@ def draw(board: Board, folder: Path) -> list[Path]:
     for mode, threads, cells in board.groups():
         stem = f"{mode}-{threads}-thread{'s' * (threads > 1)}"
         paths.append(_ratios(board, cells, f"{title(mode, threads)}", folder / f"ratios-{stem}.png"))
-    if any(cell.limit for cell in board.cells if cell.mode == "recycled"):
-        paths.append(_limits(board, folder / "limits.png"))
-    return paths
+    return paths + by_size([board], folder)
 
 
 def _label(cell: Cell) -> str:
@@ -126,43 +126,75 @@ def _ratio_panel(axis: Axes, cells: list[Cell], peers: list[str]) -> None:
     axis.tick_params(axis="y", length=0)
 
 
-def _bytes(text: str) -> int:
-    scale = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:], 1)
-    return int(text.rstrip("KMG") or 0) * scale
-
-
-def _limits(board: Board, path: Path) -> Path:
-    groups = [(threads, cells) for mode, threads, cells in board.groups() if mode == "recycled"]
-    figure, axes = plt.subplots(
-        1, len(groups), figsize=(max(9.5, 7.5 * len(groups)), 6.0), sharey=True, squeeze=False, layout="constrained"
+def by_size(boards: list[Board], folder: Path) -> list[Path]:
+    """Two pictures over the size of the working set, a panel for each number of threads, outputs recycled: ratio to the
+    best peer, and share of the streaming limit."""
+    folder.mkdir(parents=True, exist_ok=True)
+    panels = [(b, threads, cells) for b in boards for mode, threads, cells in b.groups() if mode == "recycled"]
+    if not panels:
+        return []
+    ratios = _Picture(
+        folder / "best-peer.png",
+        "How many times longer the best of all peers takes than normfast",
+        "time of the best peer / time of normfast",
+        lambda cell: cell.ratios[cell.best_peer] if cell.best_peer else None,
+        lambda cell: None,
     )
-    families = set()
-    for axis, (threads, cells) in zip(axes[0], groups, strict=True):
+    shares = _Picture(
+        folder / "limits.png",
+        "Least traffic over time, as a share of a plain copy or triad of the same arrays",
+        "% of the streaming limit",
+        lambda cell: cell.percent(),
+        lambda cell: cell.percent(cell.best_peer) if cell.limit and cell.best_peer else None,
+    )
+    return [_draw_by_size(picture, panels) for picture in (ratios, shares)]
+
+
+@dataclass(frozen=True)
+class _Picture:
+    path: Path
+    title: str
+    label: str
+    value: Callable[[Cell], float | None]
+    peer: Callable[[Cell], float | None]  # drawn in grey beside it
+
+
+def _draw_by_size(picture: _Picture, panels: list[tuple[Board, int, list[Cell]]]) -> Path:
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(max(9.5, 7.5 * len(panels)), 6.0), sharey=True, squeeze=False, layout="constrained"
+    )
+    families, peers = set(), False
+    for axis, (board, threads, cells) in zip(axes[0], panels, strict=True):
         for cell in cells:
-            if not cell.limit:
+            value, peer = picture.value(cell), picture.peer(cell)
+            if value is None:
                 continue
             families.add(cell.case.family)
             size = cell.case.streams * cell.case.nbytes
-            if cell.best_peer:
-                axis.plot(size, cell.percent(cell.best_peer), marker="_", color="#999999", markersize=8, zorder=1)
+            if peer is not None:
+                peers = True
+                axis.plot(size, peer, marker="_", color="#999999", markersize=8, zorder=1)
             colour, marker = _FAMILY_STYLE[cell.case.family][0], "v" if cell.case.backward else "o"
-            _dot(axis, size, cell.percent(), colour, marker, 7)
+            _dot(axis, size, value, colour, marker, 7)
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _size(value)))
-        axis.axhline(100, color="black", linewidth=1)
-        axis.set_ylim(bottom=0)
-        low, high = axis.get_xlim()
-        for level, text in board.content["machine"]["caches"].items():
-            if low < _bytes(text) < high:
-                axis.axvline(_bytes(text), color="#BBBBBB", linestyle=":", linewidth=1)
-                axis.text(_bytes(text), 2, f" {level}", fontsize=9, color=_GREY)
+        if peers:
+            axis.axhline(100, color="black", linewidth=1)
+            axis.set_ylim(bottom=0)
+        else:
+            axis.axhline(1, color="black", linewidth=1)
+            axis.set_yscale("log")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.yaxis.set_minor_formatter(NullFormatter())
+        _mark_caches(axis, board)
         axis.grid(axis="y", color="#DDDDDD", linewidth=0.8)
         axis.set_axisbelow(True)
         axis.set_title(f"{threads} thread{'s' * (threads > 1)}", loc="left", fontsize=11, fontweight="bold")
         axis.set_xlabel("working set: arrays as large as x, read and written")
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
-    axes[0][0].set_ylabel("% of the streaming limit")
+    axes[0][0].set_ylabel(picture.label)
     handles = [
         Line2D([], [], color=colour, marker="o", linestyle="", markersize=7, label=label)
         for family, (colour, label) in _FAMILY_STYLE.items()
@@ -171,10 +203,19 @@ def _limits(board: Board, path: Path) -> Path:
     handles += [
         Line2D([], [], color=_GREY, marker="o", linestyle="", label="forward"),
         Line2D([], [], color=_GREY, marker="v", linestyle="", label="backward"),
-        Line2D([], [], color="#999999", marker="_", linestyle="", markersize=9, label="best peer"),
     ]
-    figure.suptitle("Least traffic over time, as a share of a plain copy or triad of the same arrays", fontsize=14)
-    return _finish(board, figure, handles, path)
+    if peers:
+        handles.append(Line2D([], [], color="#999999", marker="_", linestyle="", markersize=9, label="best peer"))
+    figure.suptitle(picture.title, fontsize=14)
+    return _finish(panels[0][0], figure, handles, picture.path)
+
+
+def _mark_caches(axis: Axes, board: Board) -> None:
+    low, high = axis.get_xlim()
+    for level, text in board.content["machine"]["caches"].items():
+        if low < bytes_of(text) < high:
+            axis.axvline(bytes_of(text), color="#BBBBBB", linestyle=":", linewidth=1)
+            axis.text(bytes_of(text), axis.get_ylim()[0], f" {level}", fontsize=9, color=_GREY, va="bottom")
 
 
 def _size(value: float) -> str:

@@ -118,6 +118,12 @@ class Board:
         return ", ".join(present or ["none"]) + (f"; without {', '.join(absent)}" if absent else "")
 
 
+def bytes_of(text: str) -> int:
+    """The size of a cache as Linux writes it: 32K, 1M."""
+    scale = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:], 1)
+    return int(text.rstrip("KMG") or 0) * scale
+
+
 def geometric_mean(values: Iterable[float]) -> float | None:
     logs = [log(value) for value in values]
     return exp(sum(logs) / len(logs)) if logs else None
