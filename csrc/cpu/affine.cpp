@@ -50,15 +50,17 @@ template <class T> bool affine_map(const AffineMap& a) {
   build_tables(f);
   e.tile = width, e.tiles = 1;
   // Tables cell by cell must stay in the first-level cache; runs are walked through as they lie in memory.
-  const int64_t tile = in_runs(g) ? 32768 : 1536;
+  int64_t tile = in_runs(g) ? 32768 : 1536;
+  const int threads = threads_for(bytes);
+  if (threads > 1) tile = smaller(tile, larger(4096, g.outer * width / (4 * threads)));
   if (width > 2 * tile) {
     e.tile = larger(1, tile / g.span) * g.span;
     if (e.tile / g.span >= 16) e.tile = e.tile / g.span / 16 * 16 * g.span;
     e.tiles = ceil_div(width, e.tile);
   }
-  e.rows_at_once = map_rows(e.tile * int64_t(sizeof(T)), repeats);
+  e.rows_at_once = map_rows(e.tile * int64_t(sizeof(T)), repeats, piece_bytes(bytes, threads));
   const int64_t pieces = ceil_div(g.outer, e.rows_at_once) * e.tiles;
-  parallel_for(pieces, bytes <= small_work ? pieces : 1, evaluate<T>, &e, get_threads());
+  parallel_for(pieces, threads == 1 ? pieces : 1, evaluate<T>, &e, threads);
   return true;
 }
 

@@ -2,9 +2,14 @@
 // Sums down the columns of a matrix, in the order of sums.h: the same bits as if each column had been a row.
 //
 // Sixteen columns (eight in double) lie in a vector; lane j of the canonical order is the rows j, j + L, j + 2 L, ...
-// A window of 4 L rows gives every lane one chain of four, four windows are a group. A strip of neighbouring vectors
-// goes down together, group by group, while the next group is brought into the second-level cache in the order in which
-// it lies in memory: down the columns the hardware would not see a stream.
+// Three ways to the same sums:
+//
+//   tall      A window of 4 L rows gives every lane one chain of four, four windows are a group, in tables of lanes. A
+//             strip of neighbouring vectors goes down together, group by group, while the next group is brought into
+//             the second-level cache in the order in which it lies in memory: down the columns the hardware would not
+//             see a stream.
+//   short     Columns of at most one group: lane by lane in registers, since tables would cost more than the cells.
+//   narrow    Matrices whose rows are no whole vectors: sixteen rows, as they lie in memory, are.
 #pragma once
 
 #include "sums.h"
@@ -268,19 +273,35 @@ NF_INLINE void short_lane(const Column& f, int64_t o, int64_t end, Vec<C>& s2, V
   s2 = s2 + s1, q2 = q2 + q1;
 }
 
-template <class C, class Column>
-NF_INLINE void short_column(const Column& f, int64_t begin, int64_t end, F64 (&s)[Lanes<C>::n / 8],
-                            F64 (&q)[Lanes<C>::n / 8]) {
-  constexpr int L = Lanes<C>::n;
-  Vec<C> s2, q2;
-  short_lane<C>(f, begin, end, s2, q2);
-  widen_to(s, s2), widen_to(q, q2);
-  if constexpr (L == 16) {
-    F64 s8[2], q8[2];
-    short_lane<C>(f, begin + 8, end, s2, q2);
-    widen_to(s8, s2), widen_to(q8, q2);
-    for (int h = 0; h < 2; ++h) s[h] = s[h] + s8[h], q[h] = q[h] + q8[h];
+// Folds the eight double lanes of L columns, of which `k` are wanted.
+template <class C>
+NF_INLINE void fold_columns(const F64 (&s)[8][Lanes<C>::n / 8], const F64 (&q)[8][Lanes<C>::n / 8], int64_t k,
+                            double* s_out, double* q_out) {
+  for (int h = 0; 8 * h < int(Lanes<C>::n) && 8 * h < k; ++h) {
+    F64 vs[8], vq[8];
+    for (int j = 0; j < 8; ++j) vs[j] = s[j][h], vq[j] = q[j][h];
+    const int some = int(k - 8 * h < 8 ? k - 8 * h : 8);
+    Cells<double, double>::store_n(s_out + 8 * h, fold8(vs), some);
+    Cells<double, double>::store_n(q_out + 8 * h, fold8(vq), some);
   }
+}
+
+template <class C, class Column>
+NF_INLINE void short_column(const Column& f, int64_t begin, int64_t end, int64_t k, double* s_out, double* q_out) {
+  constexpr int L = Lanes<C>::n;
+  F64 s[8][L / 8], q[8][L / 8];
+  for (int j = 0; j < 8; ++j) {
+    Vec<C> s2, q2;
+    short_lane<C>(f, begin + j, end, s2, q2);
+    widen_to(s[j], s2), widen_to(q[j], q2);
+    if constexpr (L == 16) {
+      F64 s8[2], q8[2];
+      short_lane<C>(f, begin + j + 8, end, s2, q2);
+      widen_to(s8, s2), widen_to(q8, q2);
+      for (int h = 0; h < 2; ++h) s[j][h] = s[j][h] + s8[h], q[j][h] = q[j][h] + q8[h];
+    }
+  }
+  fold_columns<C>(s, q, k, s_out, q_out);
 }
 
 // A strip of columns of more rows: window by window, in tables of lanes.
@@ -382,30 +403,20 @@ __attribute__((noinline)) void column_chunk(const Term& f, int64_t begin, int64_
       return narrow_chunk<C>(f.along(laps), begin, end, f.pitch, s, q);
     }
   }
+  if (end - begin <= group_rows) {
+    int64_t c = c0;
+    for (; c + L <= c1; c += L) short_column<C>(f.column(c, int(L)), begin, end, L, s + (c - c0), q + (c - c0));
+    if (c < c1) short_column<C>(f.column(c, int(c1 - c)), begin, end, c1 - c, s + (c - c0), q + (c - c0));
+    return;
+  }
   LaneTables<C> tables[strip];
   for (int64_t from = c0; from < c1; from += strip * L) {
     const int64_t to = from + strip * L < c1 ? from + strip * L : c1;
-    const int vectors = int((to - from + L - 1) / L);
-    if (end - begin <= group_rows) {
-      for (int j = 0; j < 8; ++j)
-        for (int v = 0; v < vectors; ++v) {
-          const int64_t c = from + v * L;
-          if (to - c >= L) short_column<C>(f.column(c, int(L)), begin + j, end, tables[v].s[j], tables[v].q[j]);
-          else short_column<C>(f.column(c, int(to - c)), begin + j, end, tables[v].s[j], tables[v].q[j]);
-        }
-    } else {
-      tall_columns(f, begin, end, from, to, tables);
+    tall_columns(f, begin, end, from, to, tables);
+    for (int64_t c = from; c < to; c += L) {
+      const LaneTables<C>& t = tables[(c - from) / L];
+      fold_columns<C>(t.s, t.q, to - c < L ? to - c : L, s + (c - c0), q + (c - c0));
     }
-    for (int v = 0; v < vectors; ++v)
-      for (int h = 0; h < int(L / 8); ++h) {
-        F64 vs[8], vq[8];
-        for (int j = 0; j < 8; ++j) vs[j] = tables[v].s[j][h], vq[j] = tables[v].q[j][h];
-        const int64_t c = from + v * L + h * 8;
-        const int64_t k = to - c < 8 ? to - c : 8;
-        if (k <= 0) continue;
-        Cells<double, double>::store_n(s + (c - c0), fold8(vs), int(k));
-        Cells<double, double>::store_n(q + (c - c0), fold8(vq), int(k));
-      }
   }
 }
 

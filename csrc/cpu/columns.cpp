@@ -220,6 +220,7 @@ template <class T> void matrix_units(void* context, int64_t begin, int64_t end, 
     set_unit(f, u, index);
     const int64_t columns = u.c1 - u.c0;
     const bool quick = f.g.outer * f.g.span > few_cells<T>;
+    if (f.ahead) fetch_columns(item(f, u.b), f.g.outer, f.matrix.width, u.c0, u.c1);
     if (f.a.center && quick) find_shifts(f, u);
     clear_totals(u, columns);
     for (int64_t i = 0; quick && i < f.chunks; ++i) {
@@ -255,9 +256,8 @@ template <class T> void shared_sums(void* context, int64_t begin, int64_t end, i
 
 template <class T> void shared_map(void* context, int64_t begin, int64_t end, int) {
   Shared<T>& s = *static_cast<Shared<T>*>(context);
-  // Back to front: the rows that were summed last are still in the cache.
   for (int64_t i = begin; i < end; ++i) {
-    const int64_t from = (s.pieces - 1 - i) * s.rows_at_once, to = smaller(from + s.rows_at_once, s.f.g.outer);
+    const int64_t from = i * s.rows_at_once, to = smaller(from + s.rows_at_once, s.f.g.outer);
     map_unit(*s.map, from, to, s.u.c0, 0);
   }
 }
@@ -280,9 +280,9 @@ template <class T> void matrix_shared(Forward<T>& f) {
     write_stats(f, u);
     const ForwardMap<T> map = map_of(f, u);
     s.map = &map;
-    s.rows_at_once = map_rows(row_bytes, f.repeats);
+    s.rows_at_once = map_rows(row_bytes, f.repeats, piece_bytes(f.g.outer * row_bytes, f.threads));
     s.pieces = ceil_div(f.g.outer, s.rows_at_once);
-    parallel_for(s.pieces, 1, shared_map<T>, &s, f.threads);
+    parallel_for(s.pieces, 1, shared_map<T>, &s, f.threads, Direction::backwards);
   }
 }
 
@@ -393,9 +393,10 @@ template <class T> void planes_shared(Forward<T>& f) {
   write_stats(f, u);
   const ForwardMap<T> map = map_of(f, u);
   s.map = &map;
-  s.rows_at_once = map_rows((u.c1 - u.c0) * int64_t(sizeof(T)), 1);
+  const int64_t row_bytes = (u.c1 - u.c0) * int64_t(sizeof(T));
+  s.rows_at_once = map_rows(row_bytes, 1, piece_bytes(f.g.outer * row_bytes, f.threads));
   s.pieces = ceil_div(f.g.outer, s.rows_at_once);
-  parallel_for(s.pieces, 1, shared_map<T>, &s, f.threads);
+  parallel_for(s.pieces, 1, shared_map<T>, &s, f.threads, Direction::backwards);
 }
 
 // ----------------------------------------------------------------------------------------------------------------------------
@@ -404,17 +405,16 @@ template <class T> bool forward(const ColumnsForward& a) {
   using C = typename TypeOf<T>::compute;
   Forward<T> f{a, a.g};
   const Columns& g = a.g;
-  f.threads = get_threads();
   const int64_t bytes = g.batch * g.outer * g.channels * g.span * int64_t(sizeof(T));
-  if (bytes <= small_work) f.threads = 1;
+  f.threads = threads_for(bytes);
   f.is_planes = is_planes(g) && a.center;
   f.streaming = use_streaming(size_t(2 * bytes)) && streamable(static_cast<const T*>(a.y));
   f.chunks = chunk_count<C>(g.outer);
   int64_t units, lanes_bytes = 0;
   bool by_unit;
+  f.ahead = bytes > int64_t(cache_sizes().l2);
   if (f.is_planes) {
     f.planes = cut_planes(g, f.threads);
-    f.ahead = bytes > int64_t(cache_sizes().l2);
     by_unit = f.planes.by_unit, units = f.planes.blocks;
     f.work_bytes = by_unit ? carve<T>(f, nullptr, nullptr, f.planes.block * g.span, f.planes.block, false)
                            : carve<T>(f, nullptr, nullptr, g.channels * g.span, g.channels, true);

@@ -44,6 +44,10 @@ NF_INLINE PlaneCut cut_planes(const Columns& g, int threads) {
   // first-level cache beside them. If possible a multiple of 16 planes, which ends on a whole vector.
   int64_t block = larger(1, (in_runs(g) ? 12800 : 1600) / g.span);
   if (block >= 16) block = block / 16 * 16;
+  // What the caches hold anyhow is cut finer, for all threads to have some.
+  const int64_t share = g.channels / (4 * threads);
+  if (threads > 1 && g.outer * g.channels * g.span <= int64_t(1) << 20 && share > 0 && share < block)
+    block = share >= 16 ? share / 16 * 16 : share;
   cut.block = smaller(block, g.channels);
   cut.blocks = ceil_div(g.channels, cut.block);
   cut.chunk_planes = larger(1, 65536 / g.span);
@@ -137,9 +141,20 @@ NF_INLINE void fold_planes(const F64* lanes, int64_t n, double* s, double* q) {
   for (; i < n; ++i) s[i] = sum_lanes(lanes[2 * i]), q[i] = sum_lanes(lanes[2 * i + 1]);
 }
 
-// Rows of the matrix in one piece of a shared map.
-NF_INLINE int64_t map_rows(int64_t row_bytes, int64_t repeats) {
-  return ceil_div(larger(1, (int64_t(1) << 17) / row_bytes), repeats) * repeats;
+// Brings columns [c0, c1) of all rows into the second-level cache, in the order in which they lie in memory: sums go down
+// the columns, where the hardware sees no stream.
+template <class T> NF_INLINE void fetch_columns(const T* x, int64_t rows, int64_t width, int64_t c0, int64_t c1) {
+  constexpr int64_t line = 64 / int64_t(sizeof(T));
+  for (int64_t o = 0; o < rows; ++o)
+    for (int64_t c = c0; c < c1; c += line) __builtin_prefetch(x + o * width + c, 0, 2);
+}
+
+// Rows of the matrix in one piece of a shared map, whose pieces are large enough to be worth a claim.
+NF_INLINE int64_t piece_bytes(int64_t bytes, int threads) {
+  return smaller(int64_t(1) << 17, larger(int64_t(1) << 14, bytes / (4 * threads)));
+}
+NF_INLINE int64_t map_rows(int64_t row_bytes, int64_t repeats, int64_t piece) {
+  return ceil_div(larger(1, piece / row_bytes), repeats) * repeats;
 }
 
 // Carves arrays out of one piece of workspace; with a null base it only counts.

@@ -24,6 +24,10 @@ template <class T> void matrix_units(void* context, int64_t begin, int64_t end, 
     const int64_t columns = u.c1 - u.c0;
     begin_unit(f, u);
     if (f.needs_sums) {
+      if (f.ahead) {
+        fetch_columns(item(f, f.a.dy, u.b), f.g.outer, f.matrix.width, u.c0, u.c1);
+        fetch_columns(item(f, f.a.x, u.b), f.g.outer, f.matrix.width, u.c0, u.c1);
+      }
       clear_totals(u, columns);
       for (int64_t i = 0; i < f.chunks; ++i) {
         sum_chunk(f, u, i, u.c0, u.c1, u.sums, u.sums + columns);
@@ -114,7 +118,7 @@ template <class T> void shared_plane_sums(void* context, int64_t begin, int64_t 
 template <class T> void shared_rows(void* context, int64_t begin, int64_t end, int) {
   Shared<T>& s = *static_cast<Shared<T>*>(context);
   for (int64_t i = begin; i < end; ++i) {
-    const int64_t from = (s.pieces - 1 - i) * s.rows_at_once, to = smaller(from + s.rows_at_once, s.f.g.outer);
+    const int64_t from = i * s.rows_at_once, to = smaller(from + s.rows_at_once, s.f.g.outer);
     if (s.f.row_sums != nullptr) sum_rows(s.f, s.u, from, to);
     if (s.f.a.dx != nullptr) map_unit(s.f, s.u, from, to, 0);
   }
@@ -125,8 +129,9 @@ template <class T> void shared_units(Backward<T>& f) {
   const int64_t columns = f.g.channels * f.g.span, per = f.is_planes ? f.g.channels : columns;
   carve(f, f.work, &u, columns, f.g.channels, true);
   u.c0 = 0, u.c1 = columns;
+  const int64_t row_bytes = 2 * columns * int64_t(sizeof(T));
   Shared<T> s{f, u, stretch_columns(columns, f.chunks, f.threads),
-              map_rows(2 * columns * int64_t(sizeof(T)), f.repeats), 0};
+              map_rows(row_bytes, f.repeats, piece_bytes(f.g.outer * row_bytes, f.threads)), 0};
   s.pieces = ceil_div(f.g.outer, s.rows_at_once);
   const int64_t chunks = f.is_planes ? f.planes.chunks : f.chunks;
   for (u.b = 0; u.b < f.g.batch; ++u.b) {
@@ -143,7 +148,8 @@ template <class T> void shared_units(Backward<T>& f) {
       find_averages(f, u);
     }
     if (f.a.dx != nullptr) build_tables(f, u);
-    if (f.a.dx != nullptr || f.row_sums != nullptr) parallel_for(s.pieces, 1, shared_rows<T>, &s, f.threads);
+    if (f.a.dx != nullptr || f.row_sums != nullptr)
+      parallel_for(s.pieces, 1, shared_rows<T>, &s, f.threads, Direction::backwards);
   }
 }
 
@@ -181,9 +187,8 @@ template <class T> bool backward(const ColumnsBackward& a) {
   using C = typename TypeOf<T>::compute;
   Backward<T> f{a, a.g};
   const Columns& g = a.g;
-  f.threads = get_threads();
   const int64_t bytes = g.batch * g.outer * g.channels * g.span * int64_t(sizeof(T));
-  if (bytes <= small_work) f.threads = 1;
+  f.threads = threads_for(bytes);
   f.w = static_cast<const C*>(a.weight);
   f.wants_params = a.dweight != nullptr || a.dbias != nullptr;
   f.needs_sums = (a.dx != nullptr && !a.frozen) || (f.wants_params && g.param_span != 0);
@@ -192,9 +197,9 @@ template <class T> bool backward(const ColumnsBackward& a) {
   f.chunks = chunk_count<C>(g.outer);
   int64_t units, lanes_bytes = 0;
   bool by_unit;
+  f.ahead = 2 * bytes > int64_t(cache_sizes().l2);
   if (f.is_planes) {
     f.planes = cut_planes(g, f.threads);
-    f.ahead = 2 * bytes > int64_t(cache_sizes().l2);
     by_unit = f.planes.by_unit, units = f.planes.blocks;
     f.work_bytes = by_unit ? carve<T>(f, nullptr, nullptr, f.planes.block * g.span, f.planes.block, false)
                            : carve<T>(f, nullptr, nullptr, g.channels * g.span, g.channels, true);

@@ -345,7 +345,7 @@ template <class T> bool forward(const RowsForward& a) {
   }
   f.per_cell = f.g.span == 1 && f.g.channels > 1;
   const int64_t row_bytes = f.n * int64_t(sizeof(T));
-  const int threads = get_threads();
+  const int threads = threads_for(g.count * row_bytes);
   f.streaming = use_streaming(size_t(2 * g.count * row_bytes)) && streamable(static_cast<const T*>(a.y));
   f.ahead = fetch_ahead(row_bytes, g.count * row_bytes);
   if (threads > 1 && f.n >= 4 * chunk_cells<C> && g.count < 4 * threads)
@@ -355,7 +355,7 @@ template <class T> bool forward(const RowsForward& a) {
   int64_t grain = share < cap ? share : cap;
   if (grain * row_bytes < (1 << 14)) grain = (1 << 14) / row_bytes;
   if (grain < 1) grain = 1;
-  if (threads == 1 || g.count * row_bytes <= small_work) grain = g.count;
+  if (threads == 1) grain = g.count;
   if constexpr (sizeof(T) == 4) {
     if (f.n <= few_cells<T> && g.span == 1 && g.period == 1) {
       const Body body = a.center ? (f.streaming ? forward_short<true, true> : forward_short<true, false>)

@@ -161,6 +161,18 @@ template <class T, bool Center, bool Stream> void dx_rows(void* context, int64_t
 // Adds the blocks of each column up, in order, and folds the cells of a channel.
 template <class T> void sum_blocks(const Backward<T>& f) {
   const int64_t width = padded<T>(f.n), span = f.a.g.span, channels = f.a.g.channels;
+  if (span == 1) {  // in place, several columns at a time
+    for (int64_t phase = 0; phase < f.g.period; ++phase) {
+      double* __restrict sums = f.block_sums + phase * f.blocks * 2 * width;
+      for (int64_t block = 1; block < f.blocks; ++block) {
+        const double* __restrict more = sums + block * 2 * width;
+        for (int64_t i = 0; i < 2 * width; ++i) sums[i] += more[i];
+      }
+      round_gradients(f.a.gradient_type, f.a.dweight, phase * f.n, sums, f.n);
+      round_gradients(f.a.gradient_type, f.a.dbias, phase * f.n, sums + width, f.n);
+    }
+    return;
+  }
   GradientWriter out(f.a.gradient_type, f.a.dweight, f.a.dbias);
   for (int64_t phase = 0; phase < f.g.period; ++phase)
     for (int64_t c = 0; c < channels; ++c) {
@@ -182,7 +194,7 @@ template <class T> struct OneGroup {
   double* sums;  // [slot][2][stretch]
   int i0, i1;    // rows between the two steps, see at_once
 };
-constexpr int64_t stretch = 4096;
+constexpr int64_t stretch = 512;  // whose sums stay in the first-level cache
 template <class T, bool Center> void one_group_sums(void* context, int64_t begin, int64_t end, int) {
   OneGroup<T>& s = *static_cast<OneGroup<T>*>(context);
   for (int64_t i = begin; i < end; ++i) row_sums<T, Center>(s.f, s.group, s.i0 + int(i), nullptr);
@@ -207,7 +219,7 @@ template <class T, bool Center> void one_group_columns(void* context, int64_t be
   }
 }
 template <class T, bool Center> bool one_group_backward(Backward<T>& f) {
-  const int threads = f.g.count * f.n * int64_t(sizeof(T)) <= small_work ? 1 : f.threads;
+  const int threads = f.threads;
   const int64_t stretches = (f.n + stretch - 1) / stretch;
   Work<double> sums(threads * 2 * stretch);
   Work<typename TypeOf<T>::compute> chains(f.phase_rows > f.at_once ? 2 * padded<T>(f.n) : 0);
@@ -219,7 +231,7 @@ template <class T, bool Center> bool one_group_backward(Backward<T>& f) {
   for (s.i0 = 0; s.i0 < s.group.rows; s.i0 = s.i1) {
     s.i1 = s.i0 + f.at_once < s.group.rows ? s.i0 + f.at_once : s.group.rows;
     parallel_for(s.i1 - s.i0, threads == 1 ? group_rows : 1, one_group_sums<T, Center>, &s, threads);
-    parallel_for(stretches, threads == 1 ? stretches : 1, one_group_columns<T, Center>, &s, threads);
+    parallel_for(stretches, threads == 1 ? stretches : 8, one_group_columns<T, Center>, &s, threads);
   }
   return true;
 }
@@ -231,7 +243,7 @@ template <class T, bool Center> bool backward_cells(Backward<T>& f) {
     const int64_t cap = (int64_t(1) << 18) / row_bytes;
     int64_t grain = share < cap ? share : cap;
     if (grain < least) grain = least;
-    if (f.g.count * row_bytes <= small_work) grain = f.g.count;
+    if (f.threads == 1) grain = f.g.count;
     parallel_for(f.g.count, grain, f.streaming ? dx_rows<T, Center, true> : dx_rows<T, Center, false>, &f, f.threads);
     return true;
   }
@@ -255,7 +267,7 @@ template <class T, bool Center> bool backward_cells(Backward<T>& f) {
   if (block_sums.failed() || chain_sums.failed() || saved.failed()) return false;
   f.block_sums = block_sums.p, f.chain_sums = chain_sums.p, f.saved = saved.p;
   if (items < 2 * f.threads && f.threads > 1 && f.n >= 2 * shared_columns_width) shared_backward<T, Center>(f);
-  else parallel_for(items, f.g.count * row_bytes <= small_work ? items : 1, block_backward<T, Center>, &f, f.threads);
+  else parallel_for(items, f.threads == 1 ? items : 1, block_backward<T, Center>, &f, f.threads);
   sum_blocks(f);
   return true;
 }
@@ -353,7 +365,7 @@ template <class T> bool backward_runs(Backward<T>& f) {
   const int64_t share = f.g.count / (8 * f.threads);
   if (grain < share) grain = share < (int64_t(1) << 18) / row_bytes ? share : grain;
   if (grain < 1) grain = 1;
-  if (f.g.count * row_bytes <= small_work) grain = f.g.count;
+  if (f.threads == 1) grain = f.g.count;
   parallel_for(f.g.count, grain, f.streaming ? run_rows<T, true> : run_rows<T, false>, &f, f.threads);
   if (!f.wants_params) return true;
   const int64_t params = f.g.period * f.g.channels;
@@ -378,7 +390,7 @@ template <class T> bool backward(const RowsBackward& a) {
                 false,
                 false,
                 false};
-  f.threads = get_threads();
+  f.threads = threads_for(a.g.count * a.g.channels * a.g.span * int64_t(sizeof(T)));
   f.one_vector = a.g.span == 1 && f.wants_params && a.dx != nullptr && f.n > 1 && f.n <= Lanes<C>::n;
   if (sizeof(C) == 4 && !f.one_vector)
     for (int64_t r = 0; r < a.g.count && !f.extreme; ++r)

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "memory.h"
+#include "threads.h"
 #include "vec.h"
 
 #define NF_JOIN_(a, b) a##_##b
@@ -12,8 +13,14 @@
 namespace nf {
 namespace {
 
-// Below this many bytes of x a call stays on its thread: waking another costs more than it saves.
-constexpr int64_t small_work = 512 << 10;
+// Up to this many bytes of x a call stays on its thread: another costs more than it saves, and much more where it must
+// be woken first.
+constexpr int64_t small_work = 512 << 10, small_work_awake = 128 << 10;
+inline int threads_for(int64_t bytes) {
+  const int threads = get_threads();
+  if (threads == 1 || bytes <= small_work_awake) return 1;
+  return bytes > small_work || workers_awake() ? threads : 1;
+}
 
 // out[j] += v[j] for the lanes of v, in double.
 NF_INLINE void add_wide(double* out, F32 v) {

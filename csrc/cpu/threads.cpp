@@ -26,21 +26,80 @@ inline void relax() {
 #endif
 }
 
+// A thread that is woken goes where the system puts it, and a virtual machine's system takes a processor that sleeps for
+// one that its host has taken away: the worker would queue up behind its caller for milliseconds, with another processor
+// idle. While it sleeps, a worker therefore may not run where the caller did.
+class StayAway {
+ public:
+#if defined(__linux__)
+  explicit StayAway(int cpu) {
+    if (cpu < 0 || sched_getaffinity(0, sizeof usual_, &usual_) != 0 || CPU_COUNT(&usual_) < 2) return;
+    others_ = usual_;
+    CPU_CLR(cpu, &others_);
+    moved_ = sched_setaffinity(0, sizeof others_, &others_) == 0;
+  }
+  ~StayAway() {
+    cpu_set_t now;  // unless somebody has changed it meanwhile
+    if (moved_ && sched_getaffinity(0, sizeof now, &now) == 0 && CPU_EQUAL(&now, &others_))
+      sched_setaffinity(0, sizeof usual_, &usual_);
+  }
+  static int here() { return sched_getcpu(); }
+
+ private:
+  cpu_set_t usual_, others_;
+  bool moved_ = false;
+#else
+  explicit StayAway(int) {}
+  static int here() { return -1; }
+#endif
+};
+
+// The pieces of one thread, its owner. Others take from them when their own are done, but for the last while the owner
+// is there: what is left by then is not worth moving between caches.
+struct alignas(64) Share {
+  std::atomic<int64_t> taken{0};
+  std::atomic<bool> attended{false};  // the owner has come, and stays until nothing is left
+  int64_t first = 0, count = 0;
+
+  bool take(bool owner, int64_t& k) {
+    const int64_t spared = !owner && attended.load(std::memory_order_relaxed) ? 1 : 0;
+    if (taken.load(std::memory_order_relaxed) >= count - spared) return false;
+    k = taken.fetch_add(1, std::memory_order_relaxed);
+    return k < count;
+  }
+};
+
 struct Job {
+  static constexpr int most_shares = 64;  // beyond as many threads, several have a share together
+
   Body body;
   void* context;
   int64_t n, grain;
   int threads;
-  std::atomic<int64_t> next{0};
-  std::atomic<int> joined{0};
+  Direction direction;
+  int share_count;
+  Share shares[most_shares];
 
-  void drain() {
-    const int slot = joined.fetch_add(1, std::memory_order_relaxed);
+  Job(int64_t n_, int64_t grain_, Body body_, void* context_, int threads_, Direction direction_)
+      : body(body_), context(context_), n(n_), grain(grain_), threads(threads_), direction(direction_) {
+    const int64_t pieces = (n + grain - 1) / grain;
+    share_count = threads < most_shares ? threads : most_shares;
+    if (pieces < share_count) share_count = int(pieces);
+    for (int i = 0; i < share_count; ++i) {
+      shares[i].first = pieces * i / share_count;
+      shares[i].count = pieces * (i + 1) / share_count - shares[i].first;
+    }
+  }
+
+  void drain(int slot) {
     if (slot >= threads) return;
-    for (;;) {
-      const int64_t begin = next.fetch_add(grain, std::memory_order_relaxed);
-      if (begin >= n) return;
-      body(context, begin, begin + grain < n ? begin + grain : n, slot);
+    for (int i = 0; i < share_count; ++i) {
+      Share& share = shares[(slot + i) % share_count];
+      if (i == 0) share.attended.store(true, std::memory_order_relaxed);
+      for (int64_t k; share.take(i == 0, k);) {
+        const int64_t begin = (share.first + (direction == Direction::forwards ? k : share.count - 1 - k)) * grain;
+        body(context, begin, begin + grain < n ? begin + grain : n, slot);
+      }
     }
   }
 };
@@ -55,38 +114,52 @@ struct Pool {
   std::atomic<uint64_t> generation{0};
   std::atomic<Job*> job{nullptr};
   std::atomic<int> inside{0};
-  std::atomic<int> sleepers{0};
-  int workers = 0;  // guarded by `busy`
+  std::atomic<int> sleepers{0};  // that nobody has woken yet
+  std::atomic<int> workers{0};   // changed by who holds `busy`
+  std::atomic<int> caller_cpu{-1};
   std::mutex mutex;
   std::condition_variable wake;
 
-  void work() {
+  void work(int slot) {
+    {
+      const StayAway elsewhere(caller_cpu.load(std::memory_order_relaxed));
+    }  // new threads start beside their maker
     uint64_t seen = 0;
     for (;;) {
-      // Spin a little: the next call often follows at once.
-      const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
-      int turns = 0;
-      while (generation.load(std::memory_order_acquire) == seen) {
-        relax();
-        if ((++turns & 63) == 0 && std::chrono::steady_clock::now() > until) {
-          std::unique_lock<std::mutex> lock(mutex);
-          sleepers.fetch_add(1);
-          wake.wait(lock, [&] { return generation.load() != seen; });
-          sleepers.fetch_sub(1);
-          break;
-        }
-      }
+      await(seen);
       seen = generation.load();
       inside.fetch_add(1);
-      if (Job* j = job.load()) j->drain();
+      if (Job* j = job.load()) j->drain(slot);
       inside.fetch_sub(1);
     }
+  }
+
+  // Until there is something new. The next call often follows at once, and a processor that has gone to sleep takes
+  // 100 us and more to come back on a virtual machine: first this thread spins, then it spins and lets others pass.
+  void await(uint64_t seen) {
+    using std::chrono::microseconds;
+    const auto start = std::chrono::steady_clock::now();
+    bool polite = false;
+    for (int turns = 1; generation.load(std::memory_order_acquire) == seen; ++turns) {
+      if (polite) std::this_thread::yield();
+      else relax();
+      if ((turns & 63) != 0) continue;
+      const auto waited = std::chrono::steady_clock::now() - start;
+      polite = waited > microseconds(50);
+      if (waited > microseconds(500)) break;
+    }
+    if (generation.load() != seen) return;
+    const StayAway elsewhere(caller_cpu.load(std::memory_order_relaxed));
+    std::unique_lock<std::mutex> lock(mutex);
+    sleepers.fetch_add(1);
+    if (generation.load() != seen) sleepers.fetch_sub(1);
+    else wake.wait(lock, [&] { return generation.load() != seen; });
   }
 
   void grow(int wanted) {
     while (workers < wanted) {
       try {
-        std::thread([this] { work(); }).detach();
+        std::thread([this, slot = workers.load() + 1] { work(slot); }).detach();
       } catch (const std::system_error&) {
         return;  // no more threads to be had: those that exist, and the caller, do the work
       }
@@ -95,16 +168,20 @@ struct Pool {
   }
 
   void run(Job& j) {
+    caller_cpu.store(StayAway::here(), std::memory_order_relaxed);
     const int64_t pieces = (j.n + j.grain - 1) / j.grain;
-    const int helpers = int(pieces < j.threads ? pieces : j.threads) - 1;
-    grow(helpers);
+    grow(int(pieces < j.threads ? pieces : j.threads) - 1);
     job.store(&j);
     generation.fetch_add(1);
     if (sleepers.load() > 0) {
-      std::lock_guard<std::mutex> lock(mutex);
+      // Once only: to notify again before all have come would wait for them.
+      {
+        std::lock_guard<std::mutex> lock(mutex);
+        sleepers.store(0);
+      }
       wake.notify_all();
     }
-    j.drain();
+    j.drain(0);
     job.store(nullptr);
     for (int turns = 0; inside.load() != 0; ++turns) {
       if (turns < 4096) relax();
@@ -161,15 +238,20 @@ std::atomic<int> thread_count{default_threads()};
 int get_threads() { return thread_count.load(std::memory_order_relaxed); }
 void set_threads(int n) { thread_count.store(n, std::memory_order_relaxed); }
 
-void parallel_for(int64_t n, int64_t grain, Body body, void* context, int threads) {
+bool workers_awake() {
+  const Pool* pool = the_pool.load(std::memory_order_acquire);
+  return pool != nullptr && pool->workers.load(std::memory_order_relaxed) > 0 &&
+         pool->sleepers.load(std::memory_order_relaxed) == 0;
+}
+
+void parallel_for(int64_t n, int64_t grain, Body body, void* context, int threads, Direction direction) {
   if (n <= 0) return;
   Pool* pool = n > grain && threads > 1 ? get_pool() : nullptr;
   if (pool == nullptr || pool->busy.exchange(true, std::memory_order_acquire)) {
     body(context, 0, n, 0);
     return;
   }
-  Job job;
-  job.body = body, job.context = context, job.n = n, job.grain = grain, job.threads = threads;
+  Job job(n, grain, body, context, threads, direction);
   pool->run(job);
   pool->busy.store(false, std::memory_order_release);
 }

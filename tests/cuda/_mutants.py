@@ -157,19 +157,38 @@ def alone(lib, number, stem, barrier):
     return result if status == 0 and result else f"ended by status {status}"
 
 
+def one_stem(lib, stem, mutants):
+    # Nothing fails without a mutation, and the children know what to expect.
+    fails = outcome(lib, 0, stem, any(m.is_barrier for m in mutants))
+    if fails is not None:
+        print(0, fails, flush=True)
+        return
+    for m in mutants:
+        print(m.number, alone(lib, m.number, stem, m.is_barrier), flush=True)
+
+
 def main(path, variant, *numbers):
     lib = Kernels(path, guard=0 if variant == "asan" else 64)
     remember_all()
-    wanted = [m for m in mutations() if m.number in set(map(int, numbers))]
-    for stem in sorted({m.stem for m in wanted}):
-        # Nothing fails without a mutation, and the children know what to expect.
-        fails = outcome(lib, 0, stem, any(m.is_barrier for m in wanted if m.stem == stem))
-        if fails is not None:
-            print(0, fails, flush=True)
-            continue
-        for m in wanted:
-            if m.stem == stem:
-                print(m.number, alone(lib, m.number, stem, m.is_barrier), flush=True)
+    stems: dict[str, list] = {}
+    for m in mutations():
+        if m.number in set(map(int, numbers)):
+            stems.setdefault(m.stem, []).append(m)
+    order = sorted(stems, key=lambda stem: -len(stems[stem]))
+    # A worker per core; each takes a stem from the pipe, the longest first, until none is left.
+    queue, feed = os.pipe()
+    os.write(feed, bytes(range(len(order))))
+    os.close(feed)
+    workers = []
+    for _ in range(os.cpu_count() or 1):
+        workers.append(os.fork())
+        if workers[-1] == 0:
+            while number := os.read(queue, 1):
+                one_stem(lib, order[number[0]], stems[order[number[0]]])
+            os._exit(0)
+    for worker in workers:
+        if os.waitpid(worker, 0)[1] != 0:
+            sys.exit("a worker ended early")
 
 
 if __name__ == "__main__":
