@@ -113,7 +113,7 @@ template <class T> NF_INLINE void keep(Unit<T>& u, int64_t i, const Moments& m) 
 
 // Each channel is a column of one chunk, whose sums are its totals.
 template <class T> NF_INLINE bool one_chunk(const Forward<T>& f) {
-  return f.matrix.by_unit && f.g.span == 1 && f.chunks == 1 && f.g.outer > few_cells<T>;
+  return f.matrix.by_unit && f.g.span == 1 && f.chunks == 1 && f.g.outer > few_cells;
 }
 
 // Moments of n columns from the sums of their only chunk: a loop that compilers turn into vectors. False if there are
@@ -149,7 +149,7 @@ template <class T> void find_moments(const Forward<T>& f, Unit<T>& u) {
   }
   int64_t first_bad = -1, last_bad = -1;
   for (int64_t i = 0; i < channels; ++i) {
-    if (n > few_cells<T>) {
+    if (n > few_cells) {
       const Moments m = quick_moments<C>(channel_sums(u, i * span, span), f.a.center ? double(u.shift[i * span]) : 0.0,
                                          n, f.a.center);
       keep(u, i, m);
@@ -163,7 +163,7 @@ template <class T> void find_moments(const Forward<T>& f, Unit<T>& u) {
   const int64_t c0 = u.c0 + first_bad * span, c1 = u.c0 + (last_bad + 1) * span;
   const T* x = item(f, u.b);
   for (int64_t c = c0; c < c1; ++c) u.wide_shift[c - u.c0] = Cast<T>::get(x[c / span * span]);
-  if (f.a.center) {
+  if (f.a.center && !(few_in_one_pass<T> && n <= few_cells)) {
     sum_carefully(f, u, c0, c1);
     for (int64_t i = first_bad; i <= last_bad; ++i) {
       const double k = u.wide_shift[i * span];
@@ -219,7 +219,7 @@ template <class T> void matrix_units(void* context, int64_t begin, int64_t end, 
   for (int64_t index = begin; index < end; ++index) {
     set_unit(f, u, index);
     const int64_t columns = u.c1 - u.c0;
-    const bool quick = f.g.outer * f.g.span > few_cells<T>;
+    const bool quick = f.g.outer * f.g.span > few_cells;
     if (f.ahead) fetch_columns(item(f, u.b), f.g.outer, f.matrix.width, u.c0, u.c1);
     if (f.a.center && quick) find_shifts(f, u);
     clear_totals(u, columns);
@@ -321,7 +321,8 @@ __attribute__((noinline)) void plane_chunk(const Forward<T>& f, int64_t index, i
 template <class T> __attribute__((noinline)) Moments careful_channel(const Forward<T>& f, int64_t c) {
   const double n = double(f.g.outer) * double(f.g.span);
   double shift = Cast<T>::get(plane(f, 0, c)[0]);
-  for (int pass = 0;; ++pass) {
+  const bool one_pass = few_in_one_pass<T> && n <= double(few_cells);
+  for (int pass = one_pass ? 1 : 0;; ++pass) {
     ChunkTotal total;
     for (int64_t o = 0; o < f.g.outer; ++o)
       total.add(run_sums<double>(Shifted<double, T>{plane(f, o, c), shift}, f.g.span));
@@ -334,12 +335,12 @@ template <class T> __attribute__((noinline)) Moments careful_channel(const Forwa
 template <class T> void plane_moments(const Forward<T>& f, Unit<T>& u) {
   using C = typename TypeOf<T>::compute;
   const int64_t channels = (u.c1 - u.c0) / f.g.span, first = u.c0 / f.g.span, n = f.g.outer * f.g.span;
-  if (f.planes.by_unit && f.planes.chunks == 1 && n > few_cells<T> &&
+  if (f.planes.by_unit && f.planes.chunks == 1 && n > few_cells &&
       column_moments<C>(channels, n, true, u.sums, u.sums + channels, u.shift, u.mean, u.mean_lo, u.var))
     return;
   for (int64_t i = 0; i < channels; ++i) {
     Moments m = quick_moments<C>(u.total[i].total(), double(u.shift[i]), f.g.outer * f.g.span, true);
-    if (!m.good || f.g.outer * f.g.span <= few_cells<T>) m = careful_channel(f, first + i);
+    if (!m.good || f.g.outer * f.g.span <= few_cells) m = careful_channel(f, first + i);
     keep(u, i, m);
   }
 }

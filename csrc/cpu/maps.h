@@ -77,25 +77,6 @@ template <class C, class T, bool Center, bool Weighted, bool Biased> struct HatO
   }
 };
 
-// Two rows at once, each weight and bias loaded once for both. For rows in the cache, where loads are what limits.
-template <class C, class T, bool Center, bool Weighted, bool Biased>
-NF_INLINE void map_two(T* y0, T* y1, int64_t n, const HatOp<C, T, Center, Weighted, Biased>& p,
-                       const HatOp<C, T, Center, Weighted, Biased>& q) {
-  constexpr int64_t L = Lanes<C>::n;
-  int64_t i = 0;
-  for (; i + L <= n; i += L) {
-    Vec<C> wv{}, bv{};
-    if constexpr (Weighted) wv = Cells<C, C>::load(p.w + i);
-    if constexpr (Biased) bv = Cells<C, C>::load(p.b + i);
-    Cells<C, T>::store(y0 + i, p.apply(Cells<C, T>::load(p.x + i), wv, bv));
-    Cells<C, T>::store(y1 + i, q.apply(Cells<C, T>::load(q.x + i), wv, bv));
-  }
-  if (i < n) {
-    Cells<C, T>::store_n(y0 + i, p.get_n(i, int(n - i)), int(n - i));
-    Cells<C, T>::store_n(y1 + i, q.get_n(i, int(n - i)), int(n - i));
-  }
-}
-
 // y[i] = op(i) for n cells that lie in runs, each with coefficients of its own: the first run ends after `lead` cells,
 // the others are `span` >= L long. A vector that lies in two runs takes its coefficients from both, so the loop goes on
 // in whole vectors, on whole cache lines where it streams, however long the runs are.

@@ -113,45 +113,6 @@ template <class T, bool Center> NF_INLINE RowStats<T> find_stats(const Forward<T
   return s;
 }
 
-// Rows r and r + 1, which share their parameters.
-template <class T, bool Center>
-NF_INLINE void map_pair(const Forward<T>& f, int64_t r, const RowStats<T>& p, const RowStats<T>& q) {
-  using C = typename TypeOf<T>::compute;
-  const bool single = fits_single(p.m.mean, p.rstd) && fits_single(q.m.mean, q.rstd);
-  if (sizeof(C) == 4 && __builtin_expect(!single, 0)) {
-    map_row<T, false, Center>(f, r, 0, f.n, p.m, p.rstd, false);
-    map_row<T, false, Center>(f, r + 1, 0, f.n, q.m, q.rstd, false);
-    return;
-  }
-  const T* x = static_cast<const T*>(f.a.x) + r * f.n;
-  T* y = static_cast<T*>(f.a.y) + r * f.n;
-  const Hat<C> hp = hat<C>(p.m.mean, p.m.mean_lo, p.m.var, p.rstd), hq = hat<C>(q.m.mean, q.m.mean_lo, q.m.var, q.rstd);
-  if (f.b != nullptr) {
-    using Op = HatOp<C, T, Center, true, true>;
-    map_two<C, T>(y, y + f.n, f.n, Op{x, hp, f.w, f.b}, Op{x + f.n, hq, f.w, f.b});
-  } else {
-    using Op = HatOp<C, T, Center, true, false>;
-    map_two<C, T>(y, y + f.n, f.n, Op{x, hp, f.w, nullptr}, Op{x + f.n, hq, f.w, nullptr});
-  }
-}
-
-template <class T, bool Center> void forward_pairs(void* context, int64_t begin, int64_t end, int) {
-  const Forward<T>& f = *static_cast<const Forward<T>*>(context);
-  // A pair is mapped after the sums of the next: the long chain from sums to rstd is then off the critical path.
-  RowStats<T> p{}, q{};
-  int64_t r = begin;
-  for (; r + 2 <= end; r += 2) {
-    const RowStats<T> p_before = p, q_before = q;
-    p = find_stats<T, Center>(f, r);
-    q = find_stats<T, Center>(f, r + 1);
-    if (r > begin) map_pair<T, Center>(f, r - 2, p_before, q_before);
-  }
-  if (r > begin) map_pair<T, Center>(f, r - 2, p, q);
-  if (r == end) return;
-  p = find_stats<T, Center>(f, r);
-  map_row<T, false, Center>(f, r, 0, f.n, p.m, p.rstd, false);
-}
-
 template <class T, bool Center, bool Stream> void forward_rows(void* context, int64_t begin, int64_t end, int) {
   const Forward<T>& f = *static_cast<const Forward<T>*>(context);
   for (int64_t r = begin; r < end; ++r) {
@@ -161,57 +122,41 @@ template <class T, bool Center, bool Stream> void forward_rows(void* context, in
   stream_fence(Stream);
 }
 
-// ---- rows of at most one vector: sixteen at a time ---------------------------------------------------------------
+// ---- rows of few cells: sixteen at a time ------------------------------------------------------------------------
 
 // What is done once per row - folding lanes, square root, divisions - outweighs the cells: here it is done for several
 // rows at once. The bits are those of few_moments and map_row.
 constexpr int short_group = 16;
 
-// The cells of a row in double, less a shift: two vectors, zeros behind the end.
-template <bool Whole> struct ShortRow {
-  F64 a, b;
-  __attribute__((always_inline)) inline ShortRow(const float* x, int n, double shift) {
-    using X = Cells<double, float>;
-    if constexpr (Whole) {
-      a = X::load(x), b = X::load(x + 8);
-    } else {
-      a = n >= 8 ? X::load(x) : X::load_n(x, n, shift);
-      b = n > 8 ? X::load_n(x + 8, n - 8, shift) : splat<double>(shift);
-    }
-    a = a - splat<double>(shift), b = b - splat<double>(shift);
-  }
-};
-
-template <bool Stream, bool Center, bool Whole>
-__attribute__((noinline)) void forward_group(const Forward<float>& f, int64_t first, int rows) {
-  const int n = int(f.n);
-  const double cells = double(n);
-  const float* x[short_group];
-  double shift[short_group], s[short_group] = {}, q[short_group];
-  double mean[short_group], mean_lo[short_group], var[short_group], rstd[short_group];
-  float hi[short_group], rs[short_group], t[short_group];
-  for (int i = 0; i < short_group; ++i)
-    x[i] = static_cast<const float*>(f.a.x) + (first + (i < rows ? i : 0)) * int64_t(n), shift[i] = 0;
-  if constexpr (Center) {
-    for (int i = 0; i < short_group; ++i) shift[i] = double(x[i][0]);
-    for (int i = 0; i < short_group; i += 8) {
-      F64 v[8];
-      for (int j = 0; j < 8; ++j) {
-        const ShortRow<Whole> row(x[i + j], n, shift[i + j]);
-        v[j] = row.a + row.b;
-      }
-      store(s + i, sum_lanes8(v));
-    }
-    for (int i = 0; i < short_group; ++i) shift[i] = shift[i] + s[i] / cells;
-  }
+// The sums of the cells less the row's shift, and of their squares.
+template <class T, bool Whole> NF_INLINE void short_sums(const T* x, int n, const double* shift, double* s, double* q) {
   for (int i = 0; i < short_group; i += 8) {
     F64 v[8], w[8];
     for (int j = 0; j < 8; ++j) {
-      const ShortRow<Whole> row(x[i + j], n, shift[i + j]);
+      const FewCells<T, Whole> row(x + (i + j) * int64_t(n), n, shift[i + j]);
       v[j] = row.a + row.b, w[j] = fma(row.b, row.b, row.a * row.a);
     }
-    if constexpr (Center) store(s + i, sum_lanes8(v));
+    store(s + i, sum_lanes8(v));
     store(q + i, sum_lanes8(w));
+  }
+}
+
+template <class T, bool Stream, bool Center, bool Whole>
+__attribute__((noinline)) void forward_group(const Forward<T>& f, int64_t first) {
+  using C = typename TypeOf<T>::compute;
+  constexpr int L = int(Lanes<C>::n);
+  const int n = Whole ? int(few_cells) : int(f.n);
+  const double cells = double(n);
+  const T* x = static_cast<const T*>(f.a.x) + first * n;
+  double shift[short_group] = {}, s[short_group], q[short_group];
+  double mean[short_group], mean_lo[short_group], var[short_group], rstd[short_group];
+  C hi[short_group], rs[short_group], t[short_group];
+  if constexpr (Center)
+    for (int i = 0; i < short_group; ++i) shift[i] = double(Cast<T>::get(x[i * n]));
+  short_sums<T, Whole>(x, n, shift, s, q);
+  if constexpr (Center && !few_in_one_pass<T>) {
+    for (int i = 0; i < short_group; ++i) shift[i] = shift[i] + s[i] / cells;
+    short_sums<T, Whole>(x, n, shift, s, q);
   }
   // Loops that compilers turn into vectors.
   int extreme = 0;
@@ -222,44 +167,112 @@ __attribute__((noinline)) void forward_group(const Forward<float>& f, int64_t fi
   }
   for (int i = 0; i < short_group; ++i) rstd[i] = rstd_of(var[i], f.a.eps);
   for (int i = 0; i < short_group; ++i) {
-    const Hat<float> h = hat<float>(mean[i], mean_lo[i], var[i], rstd[i]);
+    const Hat<C> h = hat<C>(mean[i], mean_lo[i], var[i], rstd[i]);
     hi[i] = h.hi, rs[i] = h.rs, t[i] = h.t;
-    extreme |= !fits_single(mean[i], rstd[i]);
+    extreme |= sizeof(C) == 4 && !fits_single(mean[i], rstd[i]);
   }
   const auto moments = [&](int i) { return Moments{mean[i], mean_lo[i], var[i], true}; };
-  for (int i = 0; i < rows; ++i) write_stats(f, first + i, moments(i), rstd[i]);
+  if (f.a.mean != nullptr || f.a.rstd != nullptr)
+    for (int i = 0; i < short_group; ++i) write_stats(f, first + i, moments(i), rstd[i]);
   if (__builtin_expect(extreme != 0, 0)) {
-    for (int i = 0; i < rows; ++i) map_row<float, Stream, Center>(f, first + i, 0, n, moments(i), rstd[i], false);
+    for (int i = 0; i < short_group; ++i) map_row<T, Stream, Center>(f, first + i, 0, n, moments(i), rstd[i], false);
     return;
   }
-  // The map of HatOp, with weight and bias in registers.
-  using P = Cells<float, float>;
-  float* y = static_cast<float*>(f.a.y) + first * int64_t(n);
+  // The map of HatOp, a vector of weight and bias in registers at a time.
+  using P = Cells<C, T>;
+  using W = Cells<C, C>;
+  T* y = static_cast<T*>(f.a.y) + first * n;
   const bool stream = Stream && Whole && reinterpret_cast<uintptr_t>(y) % 64 == 0;
-  F32 w = splat<float>(1), b = splat<float>(0);
-  if (f.w != nullptr) w = Whole ? P::load(f.w) : P::load_n(f.w, n, 0);
-  if (f.b != nullptr) b = Whole ? P::load(f.b) : P::load_n(f.b, n, 0);
-  for (int i = 0; i < rows; ++i, y += n) {
-    F32 v = Whole ? P::load(x[i]) : P::load_n(x[i], n, 0);
-    if constexpr (Center) v = fma(v - splat<float>(hi[i]), splat<float>(rs[i]), splat<float>(t[i]));
-    else v = v * splat<float>(rs[i]);
-    if (f.b != nullptr) v = fma(v, w, b);
-    else if (f.w != nullptr) v = v * w;
-    if (!Whole) P::store_n(y, v, n);
-    else if (stream) P::stream(y, v);
-    else P::store(y, v);
+  for (int c = 0; c < n; c += L) {
+    const int k = Whole || n - c > L ? L : n - c;
+    Vec<C> w = splat<C>(1), b = splat<C>(0);
+    if (f.w != nullptr) w = k == L ? W::load(f.w + c) : W::load_n(f.w + c, k, 0);
+    if (f.b != nullptr) b = k == L ? W::load(f.b + c) : W::load_n(f.b + c, k, 0);
+    for (int i = 0; i < short_group; ++i) {
+      const int64_t at = i * n + c;
+      Vec<C> v = k == L ? P::load(x + at) : P::load_n(x + at, k, 0);
+      if constexpr (Center) v = fma(v - splat<C>(hi[i]), splat<C>(rs[i]), splat<C>(t[i]));
+      else v = v * splat<C>(rs[i]);
+      if (f.b != nullptr) v = fma(v, w, b);
+      else if (f.w != nullptr) v = v * w;
+      if (k < L) P::store_n(y + at, v, k);
+      else if (stream) P::stream(y + at, v);
+      else P::store(y + at, v);
+    }
   }
 }
 
-template <bool Center, bool Stream> void forward_short(void* context, int64_t begin, int64_t end, int slot) {
-  const Forward<float>& f = *static_cast<const Forward<float>*>(context);
+template <class T, bool Center, bool Stream> void forward_short(void* context, int64_t begin, int64_t end, int slot) {
+  const Forward<T>& f = *static_cast<const Forward<T>*>(context);
   int64_t r = begin;
-  for (; r + short_group / 2 <= end; r += short_group) {
-    const int rows = end - r < short_group ? int(end - r) : short_group;
-    if (f.n == Lanes<float>::n) forward_group<Stream, Center, true>(f, r, rows);
-    else forward_group<Stream, Center, false>(f, r, rows);
+  for (; r + short_group <= end; r += short_group) {
+    if (f.n == few_cells) forward_group<T, Stream, Center, true>(f, r);
+    else forward_group<T, Stream, Center, false>(f, r);
   }
-  if (r < end) return forward_rows<float, Center, Stream>(context, r, end, slot);
+  if (r < end) return forward_rows<T, Center, Stream>(context, r, end, slot);
+  stream_fence(Stream);
+}
+
+// ---- rows of some vectors: eight at a time -------------------------------------------------------------------------
+
+// Likewise, where the first-level cache holds eight rows, of one chunk each: beyond, the map would wait for the second.
+// The bits are those of run_moments.
+// Rows that come from memory arrive more evenly one by one, unless they are so short that arithmetic decides.
+constexpr int64_t some_bytes = 4096, some_bytes_streaming = 512;
+constexpr int some_group = 8;
+
+template <class T, bool Stream, bool Center>
+__attribute__((noinline)) void forward_some(const Forward<T>& f, int64_t first) {
+  using C = typename TypeOf<T>::compute;
+  const int64_t n = f.n;
+  const T* x = static_cast<const T*>(f.a.x) + first * n;
+  T* y = static_cast<T*>(f.a.y) + first * n;
+  double shift[some_group] = {}, s[some_group], q[some_group];
+  double mean[some_group], mean_lo[some_group], var[some_group], rstd[some_group];
+  F64 v[some_group], w[some_group];
+  if constexpr (Center) {
+    for (int i = 0; i < some_group; ++i) v[i] = BlockSums<C>::widen(pilot_lanes<C>(x + i * n, n));
+    store(s, sum_lanes8(v));
+    for (int i = 0; i < some_group; ++i) shift[i] = double(static_cast<C>(s[i] / double(Lanes<C>::n)));
+  }
+  for (int i = 0; i < some_group; ++i) {
+    F64 si = splat<double>(0), qi = si;
+    if constexpr (Center) add_blocks<C>(Shifted<C, T>{x + i * n, C(shift[i])}, 0, n, si, qi);
+    else add_blocks<C>(Squared<C, T>{x + i * n}, 0, n, si, qi);
+    v[i] = si, w[i] = qi;
+  }
+  store(s, sum_lanes8(v)), store(q, sum_lanes8(w));
+  int special = 0;
+  for (int i = 0; i < some_group; ++i) {
+    const Moments m = quick_moments<C>({s[i], q[i]}, shift[i], n, Center);
+    mean[i] = m.mean, mean_lo[i] = m.mean_lo, var[i] = m.var, special |= !m.good;
+  }
+  for (int i = 0; i < some_group; ++i) rstd[i] = rstd_of(var[i], f.a.eps);
+  Hat<C> h[some_group];
+  for (int i = 0; i < some_group; ++i) {
+    h[i] = hat<C>(mean[i], mean_lo[i], var[i], rstd[i]);
+    special |= sizeof(C) == 4 && !fits_single(mean[i], rstd[i]);
+  }
+  if (__builtin_expect(special != 0, 0)) {
+    for (int i = 0; i < some_group; ++i) {
+      const RowStats<T> one = find_stats<T, Center>(f, first + i);
+      map_row<T, Stream, Center>(f, first + i, 0, n, one.m, one.rstd, false);
+    }
+    return;
+  }
+  if (f.a.mean != nullptr || f.a.rstd != nullptr)
+    for (int i = 0; i < some_group; ++i) write_stats(f, first + i, Moments{mean[i], mean_lo[i], var[i], true}, rstd[i]);
+  for (int i = 0; i < some_group; ++i) {
+    const Ahead ahead{f.ahead && first + i + some_group < f.g.count ? x + (i + some_group) * n : nullptr};
+    map_hat<T, Stream, Center>(f, x + i * n, y + i * n, n, ahead, 0, h[i]);
+  }
+}
+
+template <class T, bool Center, bool Stream> void forward_somes(void* context, int64_t begin, int64_t end, int slot) {
+  const Forward<T>& f = *static_cast<const Forward<T>*>(context);
+  int64_t r = begin;
+  for (; r + some_group <= end; r += some_group) forward_some<T, Stream, Center>(f, r);
+  if (r < end) return forward_rows<T, Center, Stream>(context, r, end, slot);
   stream_fence(Stream);
 }
 
@@ -355,20 +368,19 @@ template <class T> bool forward(const RowsForward& a) {
   int64_t grain = share < cap ? share : cap;
   if (grain * row_bytes < (1 << 14)) grain = (1 << 14) / row_bytes;
   if (grain < 1) grain = 1;
+  if (grain > short_group) grain = grain / short_group * short_group;
   if (threads == 1) grain = g.count;
-  if constexpr (sizeof(T) == 4) {
-    if (f.n <= few_cells<T> && g.span == 1 && g.period == 1) {
-      const Body body = a.center ? (f.streaming ? forward_short<true, true> : forward_short<true, false>)
-                                 : (f.streaming ? forward_short<false, true> : forward_short<false, false>);
-      parallel_for(g.count, grain, body, &f, threads);
-      return true;
-    }
+  if (f.n <= few_cells && g.span == 1 && g.period == 1) {
+    const Body body = a.center ? (f.streaming ? forward_short<T, true, true> : forward_short<T, true, false>)
+                               : (f.streaming ? forward_short<T, false, true> : forward_short<T, false, false>);
+    parallel_for(g.count, grain, body, &f, threads);
+    return true;
   }
-  // Two rows at a time pay where loads limit; from beyond the second-level cache four streams are worse than two.
-  const bool pairs = f.per_cell && f.g.period == 1 && f.w != nullptr && row_bytes <= 6144 &&
-                     2 * g.count * row_bytes <= int64_t(cache_sizes().l2);
-  if (pairs) {
-    parallel_for(g.count, grain, a.center ? forward_pairs<T, true> : forward_pairs<T, false>, &f, threads);
+  if (f.per_cell && g.period == 1 && row_bytes <= (f.streaming ? some_bytes_streaming : some_bytes)) {
+    f.ahead = fetch_ahead(some_group * row_bytes, g.count * row_bytes);
+    const Body body = a.center ? (f.streaming ? forward_somes<T, true, true> : forward_somes<T, true, false>)
+                               : (f.streaming ? forward_somes<T, false, true> : forward_somes<T, false, false>);
+    parallel_for(g.count, grain, body, &f, threads);
     return true;
   }
   const Body body = a.center ? (f.streaming ? forward_rows<T, true, true> : forward_rows<T, true, false>)

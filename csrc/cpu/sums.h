@@ -209,21 +209,24 @@ template <class C> NF_INLINE C few_pilot(C first, double rest, int64_t n) {
   return static_cast<C>(double(first) + rest / double(n));
 }
 
+// The lanes of that average, for at least one whole vector of cells.
+template <class C, class T> NF_INLINE Vec<C> pilot_lanes(const T* x, int64_t n) {
+  const Vec<C> quarter = splat<C>(C(0.25));
+  const int64_t last = n - Lanes<C>::n;
+  Vec<C> p = Cells<C, T>::load(x) * quarter;
+  p = fma(Cells<C, T>::load(x + last / 3), quarter, p);
+  p = fma(Cells<C, T>::load(x + 2 * last / 3), quarter, p);
+  return fma(Cells<C, T>::load(x + last), quarter, p);
+}
+
 template <class C, class T> NF_INLINE C pilot(const T* x, int64_t n) {
   constexpr int64_t L = Lanes<C>::n;
-  const Vec<C> quarter = splat<C>(C(0.25));
-  Vec<C> p;
   if (n < L) {  // the mean itself, from differences
     const C first = Cast<T>::get(x[0]);
     const Vec<C> v = Cells<C, T>::load_n(x, int(n), first) - splat<C>(first);
     return few_pilot(first, sum_lanes(v), n);
   }
-  const int64_t last = n - L;
-  p = Cells<C, T>::load(x) * quarter;
-  p = fma(Cells<C, T>::load(x + last / 3), quarter, p);
-  p = fma(Cells<C, T>::load(x + 2 * last / 3), quarter, p);
-  p = fma(Cells<C, T>::load(x + last), quarter, p);
-  return static_cast<C>(sum_lanes(p) / double(L));
+  return static_cast<C>(sum_lanes(pilot_lanes<C>(x, n)) / double(L));
 }
 
 // Two passes in double, for data that the quick way cannot do.
@@ -245,34 +248,51 @@ template <class C> NF_INLINE Moments quick_moments(Sums t, double k, int64_t n, 
   return {0, 0, t.q / double(n), good};
 }
 
-// So few float32 cells that their roundings do not average out are summed in double from the start.
-template <class T> constexpr int64_t few_cells = sizeof(T) == 4 ? 16 : 0;
+// So few cells that their roundings do not average out are summed in double from the start. Numbers that were not double
+// then need no shift but the first of them: with x0 among n cells (x0 - mean)^2 <= n var, and the cancellation that this
+// costs is far below their own precision.
+constexpr int64_t few_cells = 16;
+template <class T> constexpr bool few_in_one_pass = sizeof(typename TypeOf<T>::compute) == 4;
 
-// careful_moments of at most two vectors, without its loops.
-template <class T, bool Center> NF_INLINE Moments few_moments(const T* x, int64_t n) {
-  using X = Cells<double, T>;
-  const int n0 = n < 8 ? int(n) : 8, n1 = int(n) - n0;
-  const auto cells = [&](double fill, F64& a, F64& b) {
-    a = n0 == 8 ? X::load(x) : X::load_n(x, n0, fill);
-    b = n1 == 8 ? X::load(x + 8) : n1 > 0 ? X::load_n(x + 8, n1, fill) : splat<double>(fill);
-  };
+// Few cells in double, less a shift: two vectors, zeros behind the end. `Whole`: all sixteen.
+template <class T, bool Whole> struct FewCells {
   F64 a, b;
+  __attribute__((always_inline)) inline FewCells(const T* x, int n, double shift) {
+    if constexpr (few_in_one_pass<T>) {  // by way of float, which holds the shift, too
+      using X = Cells<float, T>;
+      F32 v;
+      if (Whole || n == few_cells) v = X::load(x);
+      else v = X::load_n(x, n, float(shift));
+      a = lower(v), b = upper(v);
+    } else {
+      using X = Cells<double, T>;
+      a = Whole || n >= 8 ? X::load(x) : X::load_n(x, n, shift);
+      b = Whole || n == few_cells ? X::load(x + 8) : n > 8 ? X::load_n(x + 8, n - 8, shift) : splat<double>(shift);
+    }
+    a = a - splat<double>(shift), b = b - splat<double>(shift);
+  }
+};
+
+// Their moments, as rows.cpp computes them for many rows at once.
+template <class T, bool Center> NF_INLINE Moments few_moments(const T* x, int n) {
+  using Few = FewCells<T, false>;
   if constexpr (Center) {
-    const double k = Cast<T>::get(x[0]);
-    cells(k, a, b);
-    const double first = k + sum_lanes((a - splat<double>(k)) + (b - splat<double>(k))) / double(n);
-    cells(first, a, b);
-    a = a - splat<double>(first), b = b - splat<double>(first);
-    return moments_from_sums(sum_lanes(a + b), sum_lanes(fma(b, b, a * a)), first, double(n), false);
+    double shift = double(Cast<T>::get(x[0]));
+    if constexpr (!few_in_one_pass<T>) {
+      const Few first(x, n, shift);
+      shift = shift + sum_lanes(first.a + first.b) / double(n);
+    }
+    const Few c(x, n, shift);
+    return moments_from_sums(sum_lanes(c.a + c.b), sum_lanes(fma(c.b, c.b, c.a * c.a)), shift, double(n), false);
   } else {
-    cells(0, a, b);
-    return {0, 0, sum_lanes(fma(b, b, a * a)) / double(n), true};
+    const Few c(x, n, 0);
+    return {0, 0, sum_lanes(fma(c.b, c.b, c.a * c.a)) / double(n), true};
   }
 }
 
 template <class T, bool Center> NF_INLINE Moments run_moments(const T* x, int64_t n) {
   using C = typename TypeOf<T>::compute;
-  if (n <= few_cells<T>) return few_moments<T, Center>(x, n);
+  if (n <= few_cells) return few_moments<T, Center>(x, int(n));
   Moments m;
   if constexpr (Center) {
     const C k = pilot<C>(x, n);
