@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+import _child
 import normfast as nf
 from _cases import batch, data, group, instance, layer, rms
 from _checks import BF16, DTYPES, F16, F32, F64, assert_same_bits, nudged
@@ -109,6 +111,49 @@ def test_same_bits_beyond_the_caches(shape, threads):
             results.append((y, *case.backward(y, x, mean, rstd, needs=case.names)))
         assert_same_bits(results[1], results[0])
         assert_same_bits(results[2], results[0])
+
+
+ELSEWHERE = """
+import hashlib, os, sys, time
+import normfast as nf
+from _cases import batch, group, layer
+from _checks import F32
+from test_threads import everything
+
+def digest():
+    h = hashlib.sha256()
+    for case in (layer((4099, 257)), layer((3, 340_007)), group((5, 24, 93, 91), 6), batch((7, 19, 89, 87))):
+        for result in everything(case, F32):
+            h.update(b"-" if result is None else result.tobytes())
+    return h.hexdigest()
+
+count, cpus = map(int, sys.argv[1:])
+if cpus:
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cpus])
+allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+nf.set_num_threads(count)
+found = set()
+for _ in range(3):
+    found.add(digest())
+    time.sleep(0.01)  # the workers fall asleep
+    if allowed is not None:  # of the caller, and what the workers may use
+        assert os.sched_getaffinity(0) == allowed
+        for task in os.listdir("/proc/self/task"):
+            assert os.sched_getaffinity(int(task)) <= allowed
+print(*found)
+"""
+
+
+def test_more_threads_than_anybody_has():
+    """150 threads on any machine, more than there are shares of a loop: the bits of one."""
+    assert _child.output(ELSEWHERE, 150, 0) == _child.output(ELSEWHERE, 1, 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity")
+def test_processors_that_the_process_may_use():
+    """One processor for three threads; what a thread may use is never more than its process was given."""
+    alone = {"OPENBLAS_NUM_THREADS": "1"}  # NumPy's library starts threads before the process is given less
+    assert _child.output(ELSEWHERE, 3, 1, **alone) == _child.output(ELSEWHERE, 1, 0, **alone)
 
 
 def test_the_comparison_notices_one_cell():
