@@ -156,6 +156,35 @@ def test_processors_that_the_process_may_use():
     assert _child.output(ELSEWHERE, 3, 1, **alone) == _child.output(ELSEWHERE, 1, 0, **alone)
 
 
+AWAKE = """
+import os, time
+import numpy as np
+import normfast as nf
+
+def run_time():
+    workers = sorted(set(os.listdir("/proc/self/task")) - {str(os.getpid())})
+    return [int(open(f"/proc/self/task/{t}/schedstat").read().split()[0]) for t in workers]
+
+nf.set_num_threads(2)
+x = np.ones((2048, 1024), np.float32)
+nf.layer_norm(x)
+asleep = None
+while run_time() != asleep:  # until the worker has fallen asleep
+    asleep = run_time()
+    time.sleep(0.2)
+for _ in range(20_000):  # another may have its processor
+    nf.layer_norm(x, out=x)
+    if run_time() != asleep:
+        break
+print([a > b for a, b in zip(run_time(), asleep, strict=True)])
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the run times of threads from /proc")
+def test_a_worker_that_slept_is_woken():
+    assert _child.output(AWAKE, OPENBLAS_NUM_THREADS="1") == "[True]"
+
+
 def test_the_comparison_notices_one_cell():
     """Negative control: one cell moved to the next number is seen, in every dtype and result."""
     for dtype in DTYPES:
