@@ -43,7 +43,9 @@ NF_HD Moments moments_from_sums(double s, double q, double k, double n, bool sin
   return {mean.sum, mean.error, var, good};
 }
 
-NF_HD double rstd_of(double var, double eps) { return 1.0 / sqrt((var > 0 ? var : var * 0) + eps); }
+// Rounding may leave a variance just below zero. (NaN stays NaN.)
+NF_HD double not_negative(double var) { return var < 0 ? 0.0 : var; }
+NF_HD double rstd_of(double var, double eps) { return 1.0 / sqrt(not_negative(var) + eps); }
 
 // Batch norm in evaluation takes the variance as it is given.
 NF_HD double rstd_given(double var, double eps) { return 1.0 / sqrt(var + eps); }

@@ -29,11 +29,11 @@ struct Rows {
 // Parameters go along the channels: cell (c, s) has parameter (c*span + s) / param_span (batch norm NCHW:
 // param_span = H*W; group norm NHWC: 1), or, for a layer norm over a middle axis, along `outer` (param_span = 0).
 //
-// `by_plane`: the sums of a statistic may be formed run by run. Only batch norm allows it: the bits of the other norms
-// must not depend on `batch`.
+// `any_order`: the cells of a statistic may be added in the order that suits the memory. Only batch norm allows it: the
+// other norms promise bits that do not depend on what lies beside a statistic.
 struct Columns {
   int64_t batch, outer, channels, span, param_span;
-  bool by_plane;
+  bool any_order;
 };
 
 }  // namespace nf

@@ -1,10 +1,12 @@
-"""Sums down the columns of a matrix have three ways, by its width and length; all give the bits of contiguous rows."""
+"""Sums down the columns of a matrix: by lanes, with the bits of contiguous rows, or, for batch norm, row by row."""
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 import normfast as nf
+from _cases import batch
+from _checks import BF16, F32, F64, assert_forward, assert_gradients, assert_stats
 
 WIDTHS = [1, 3, 10, 15, 16, 17, 49, 63, 64, 100]  # below 64 and no whole vectors: narrow
 LENGTHS = [1, 15, 16, 17, 64, 65, 255, 256, 257, 1024, 1025, 4200, 16384, 16500]  # up to 256: short; 16384: a chunk
@@ -36,18 +38,21 @@ def test_layer_norm_down_the_columns(width, dtype):
             np.testing.assert_array_equal(_bits(one.ravel()), _bits(other.ravel()), err_msg=f"{name}, {rows} rows")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("width", WIDTHS)
-def test_batch_norm_of_columns_and_of_planes(width, dtype):
-    """(N, C) goes down the columns; the same cells as one image of C planes go along them. In one chunk their sums have
-    the same order; beyond, a plane is added in larger ones."""
-    weight = np.linspace(0.5, 2, width)
-    for rows in (n for n in LENGTHS[1:] if n <= 8192):
-        dy, x = _data(rows, width, dtype, 2)
-        _, mean, rstd = nf.batch_norm(x, None, None, training=True, return_stats=True)
-        columns = nf.batch_norm_backward(dy, x, mean, rstd, weight)
-        planes = nf.batch_norm_backward(_turned(dy)[None], _turned(x)[None], mean, rstd, weight)
-        for name, one, other in zip(
-            ("dx", "dweight", "dbias"), (columns[0].T, *columns[1:]), (planes[0][0], *planes[1:]), strict=True
-        ):
-            np.testing.assert_array_equal(_bits(one), _bits(other), err_msg=f"{name}, {rows} rows")
+# A chain is 4 rows, a group 16, a block 64, a chunk 4096; below 128 columns several rows are summed together.
+BATCH_WIDTHS = [1, 3, 16, 49, 127, 130, 513]
+BATCH_LENGTHS = [2, 5, 16, 19, 64, 65, 127, 129, 4096, 4099, 8200]
+
+
+@pytest.mark.parametrize("dtype", [F32, F64, BF16], ids=str)
+@pytest.mark.parametrize("width", BATCH_WIDTHS)
+def test_batch_norm_down_the_columns(width, dtype):
+    """Far from zero, so that a cell that is added twice, left out or given to its neighbour shows."""
+    for rows in BATCH_LENGTHS if width < 100 else BATCH_LENGTHS[:-3]:
+        case = batch((rows, width))
+        x = (case.x(F64) + 20 + 5 * np.arange(width)).astype(dtype)
+        weight, bias, dy = case.weight(dtype), case.bias(dtype), case.dy(dtype)
+        y, mean, rstd = case.forward(x, weight, bias, return_stats=True)
+        assert_forward(y, case.exact_forward(x, weight, bias))
+        assert_stats(mean, rstd, case.exact_forward(x), dtype)
+        exact = case.exact_stats(x)
+        assert_gradients(case.backward(dy, x, *exact, weight), case.exact_backward(dy, x, *exact, weight))

@@ -36,6 +36,7 @@ LARGE = [
     batch((2, 3, 170_003)),
     batch((4099, 257)),
     batch((340_007, 3)),
+    batch((20_011, 100)),
     batch((7, 19, 89, 87), training=False),
     batch((7, 89, 87, 19), channel_axis=-1, training=False),
 ]

@@ -74,7 +74,7 @@ PyObject* batch_norm(PyObject*, PyObject* const* a, Py_ssize_t) {
                             {b.given.get(), "bias", false}};
     Result y(fn, out, x, inputs, 5);
     const size_t channels = size_t(p.channels);
-    std::vector<double> batch_mean(channels), batch_var(channels);
+    std::vector<double> batch_mean(training && given ? channels : 0), batch_var(batch_mean.size());
     Ref mean, rstd;
     if (stats) mean = new_stat(x.dtype, 1, &p.channels, nullptr), rstd = new_stat(x.dtype, 1, &p.channels, nullptr);
     bool ok = true;
@@ -86,8 +86,8 @@ PyObject* batch_norm(PyObject*, PyObject* const* a, Py_ssize_t) {
                                 b.data,
                                 stats ? PyArray_DATA(mean.array()) : nullptr,
                                 stats ? PyArray_DATA(rstd.array()) : nullptr,
-                                batch_mean.data(),
-                                batch_var.data(),
+                                given ? batch_mean.data() : nullptr,
+                                given ? batch_var.data() : nullptr,
                                 eps,
                                 true};
       if (p.channels > 0) ok = without_gil(x.bytes(), [&] { return kernels().columns_forward[int(x.dtype)](args); });
@@ -100,11 +100,14 @@ PyObject* batch_norm(PyObject*, PyObject* const* a, Py_ssize_t) {
     } else {
       const double *mean_in = static_cast<const double*>(rm.values.data),
                    *var_in = static_cast<const double*>(rv.values.data);
-      for (size_t c = 0; c < channels; ++c) batch_mean[c] = mean_in[c], batch_var[c] = rstd_given(var_in[c], eps);
-      const AffineMap args{p.columns, x.data(), y.data(), batch_mean.data(), batch_var.data(), w.data, b.data};
+      const AffineMap args{p.columns, x.data(), y.data(), mean_in, var_in, eps, w.data, b.data};
       if (x.size() > 0) ok = without_gil(x.bytes(), [&] { return kernels().affine[int(x.dtype)](args); });
       if (!ok) out_of_memory();
-      if (stats) fill_stat(mean, batch_mean.data()), fill_stat(rstd, batch_var.data());
+      if (stats) {
+        std::vector<double> rstd_in(channels);
+        for (size_t c = 0; c < channels; ++c) rstd_in[c] = rstd_given(var_in[c], eps);
+        fill_stat(mean, mean_in), fill_stat(rstd, rstd_in.data());
+      }
     }
     Ref result = y.finish();
     if (!stats) return result.release();

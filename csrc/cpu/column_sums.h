@@ -62,8 +62,8 @@ template <class T> NF_INLINE Walk walk(const T* p, int64_t pitch, int64_t o, int
 // get(i, p, n, a, b, c) for n cells from cell i of the array, cell p of their lap; `laps` has room for the shifts.
 constexpr int64_t narrow_width = 64;
 template <class C> NF_INLINE bool is_narrow(int64_t width) { return width < narrow_width && width % Lanes<C>::n != 0; }
-template <class C> NF_INLINE const C* repeat(const C* from, int64_t width, C* to) {
-  for (int64_t i = 0; i < Lanes<C>::n * width; ++i) to[i] = i < width ? from[i] : to[i - width];
+template <class C> NF_INLINE const C* repeat(const C* from, int64_t width, int64_t times, C* to) {
+  for (int64_t i = 0; i < times * width; ++i) to[i] = i < width ? from[i] : to[i - width];
   return to;
 }
 
@@ -82,7 +82,13 @@ template <class C, class T> struct ColumnShifted {
       b = c = a;
     }
   };
-  __attribute__((always_inline)) inline Laps along(C* laps) const { return {x, repeat(shift, pitch, laps)}; }
+  __attribute__((always_inline)) inline Laps along(C* laps) const { return {x, repeat(shift, pitch, Lanes<C>::n, laps)}; }
+  __attribute__((always_inline)) inline ColumnShifted together(int64_t rows, C* shifts) const {
+    return {x, rows * pitch, repeat(shift, pitch, rows, shifts)};
+  }
+  __attribute__((always_inline)) inline void fetch(int64_t o, int64_t c) const {
+    __builtin_prefetch(x + o * pitch + c, 0, 2);
+  }
   __attribute__((always_inline)) inline Ahead2 ahead(int64_t o, int64_t c0, int64_t c1) const {
     return {walk(x, pitch, o, c0, c1), {}};
   }
@@ -143,7 +149,13 @@ template <class C, class T> struct ColumnSlopes {
       if (n < Lanes<C>::n) c = first_n(n, c, splat<C>(0));
     }
   };
-  __attribute__((always_inline)) inline Laps along(C* laps) const { return {dy, x, repeat(shift, pitch, laps)}; }
+  __attribute__((always_inline)) inline Laps along(C* laps) const { return {dy, x, repeat(shift, pitch, Lanes<C>::n, laps)}; }
+  __attribute__((always_inline)) inline ColumnSlopes together(int64_t rows, C* shifts) const {
+    return {dy, x, rows * pitch, repeat(shift, pitch, rows, shifts)};
+  }
+  __attribute__((always_inline)) inline void fetch(int64_t o, int64_t c) const {
+    __builtin_prefetch(dy + o * pitch + c, 0, 2), __builtin_prefetch(x + o * pitch + c, 0, 2);
+  }
   __attribute__((always_inline)) inline Ahead2 ahead(int64_t o, int64_t c0, int64_t c1) const {
     return {walk(dy, pitch, o, c0, c1), walk(x, pitch, o, c0, c1)};
   }

@@ -66,7 +66,8 @@ template <class T> NF_INLINE const T* item(const Forward<T>& f, int64_t b) {
 template <class T> void find_shifts(const Forward<T>& f, Unit<T>& u) {
   using C = typename TypeOf<T>::compute;
   const int64_t width = f.matrix.width, span = f.g.span;
-  column_pilots<C>(item(f, u.b), width, f.g.outer, u.c0, u.c1, u.shift);
+  if (f.g.any_order) batch_pilots<C>(item(f, u.b), width, f.g.outer, u.c0, u.c1, u.shift, u.sums);
+  else column_pilots<C>(item(f, u.b), width, f.g.outer, u.c0, u.c1, u.shift);
   if (span == 1) return;
   // Columns of one channel share a shift: the average, formed so that equal pilots stay what they are.
   for (int64_t c = 0; c < u.c1 - u.c0; c += span) {
@@ -82,9 +83,11 @@ template <class T> void find_shifts(const Forward<T>& f, Unit<T>& u) {
 template <class T, class C>
 NF_INLINE void sum_chunk(const Forward<T>& f, const Unit<T>& u, const C* shift, int64_t index, int64_t c0, int64_t c1,
                          double* s, double* q) {
-  const int64_t begin = index * chunk_cells<C>, end = smaller(begin + chunk_cells<C>, f.g.outer);
+  const int64_t begin = index * chunk_rows<C>(f.g), end = smaller(begin + chunk_rows<C>(f.g), f.g.outer);
   const T* x = item(f, u.b);
-  if (f.a.center) column_chunk<C>(ColumnShifted<C, T>{x, f.matrix.width, shift - u.c0}, begin, end, c0, c1, s, q);
+  if (f.g.any_order)
+    batch_chunk<C>(ColumnShifted<C, T>{x, f.matrix.width, shift - u.c0}, begin, end, c0, c1, f.ahead, s, q);
+  else if (f.a.center) column_chunk<C>(ColumnShifted<C, T>{x, f.matrix.width, shift - u.c0}, begin, end, c0, c1, s, q);
   else column_chunk<C>(ColumnSquared<C, T>{x, f.matrix.width}, begin, end, c0, c1, s, q);
 }
 
@@ -92,7 +95,7 @@ NF_INLINE void sum_chunk(const Forward<T>& f, const Unit<T>& u, const C* shift, 
 template <class T> void sum_carefully(const Forward<T>& f, const Unit<T>& u, int64_t c0, int64_t c1) {
   const int64_t columns = u.c1 - u.c0;
   for (int64_t c = c0; c < c1; ++c) u.total[c - u.c0] = {};
-  for (int64_t i = 0; i < chunk_count<double>(f.g.outer); ++i) {
+  for (int64_t i = 0; i < ceil_div(f.g.outer, chunk_rows<double>(f.g)); ++i) {
     sum_chunk<T, double>(f, u, u.wide_shift, i, c0, c1, u.sums, u.sums + columns);
     for (int64_t c = c0; c < c1; ++c) u.total[c - u.c0].add({u.sums[c - c0], u.sums[columns + c - c0]});
   }
@@ -111,9 +114,10 @@ template <class T> NF_INLINE void keep(Unit<T>& u, int64_t i, const Moments& m) 
   u.mean[i] = m.mean, u.mean_lo[i] = m.mean_lo, u.var[i] = m.var;
 }
 
-// Each channel is a column of one chunk, whose sums are its totals.
+// The sums of each channel are those of its only chunk.
 template <class T> NF_INLINE bool one_chunk(const Forward<T>& f) {
-  return f.matrix.by_unit && f.g.span == 1 && f.chunks == 1 && f.g.outer > few_cells;
+  if (f.g.outer * f.g.span <= few_cells) return false;
+  return f.is_planes ? f.planes.by_unit && f.planes.chunks == 1 : f.matrix.by_unit && f.g.span == 1 && f.chunks == 1;
 }
 
 // Moments of n columns from the sums of their only chunk: a loop that compilers turn into vectors. False if there are
@@ -145,6 +149,7 @@ template <class T> void find_moments(const Forward<T>& f, Unit<T>& u) {
   if (one_chunk(f)) {
     if (column_moments<C>(channels, n, f.a.center, u.sums, u.sums + channels, u.shift, u.mean, u.mean_lo, u.var))
       return;
+    clear_totals(u, channels);
     for (int64_t c = 0; c < channels; ++c) u.total[c].add({u.sums[c], u.sums[channels + c]});
   }
   int64_t first_bad = -1, last_bad = -1;
@@ -180,17 +185,24 @@ template <class T> void find_moments(const Forward<T>& f, Unit<T>& u) {
   }
 }
 
-template <class T> void write_stats(const Forward<T>& f, Unit<T>& u) {
+// Loops that compilers turn into vectors.
+template <class T> __attribute__((noinline)) void write_stats(const Forward<T>& f, Unit<T>& u) {
   using S = typename TypeOf<T>::stat;
   const int64_t channels = (u.c1 - u.c0) / f.g.span, at = u.b * f.g.channels + u.c0 / f.g.span;
-  const double* __restrict var = u.var;
+  const double *__restrict mean = u.mean, *__restrict var = u.var, eps = f.a.eps;
   double* __restrict rstd = u.rstd;
-  for (int64_t i = 0; i < channels; ++i) rstd[i] = rstd_of(var[i], f.a.eps);
-  for (int64_t i = 0; i < channels; ++i) {
-    if (f.a.batch_mean != nullptr)
-      f.a.batch_mean[at + i] = u.mean[i], f.a.batch_var[at + i] = u.var[i] > 0 ? u.var[i] : u.var[i] * 0;
-    if (f.a.mean != nullptr) static_cast<S*>(f.a.mean)[at + i] = static_cast<S>(u.mean[i]);
-    if (f.a.rstd != nullptr) static_cast<S*>(f.a.rstd)[at + i] = static_cast<S>(u.rstd[i]);
+  for (int64_t i = 0; i < channels; ++i) rstd[i] = rstd_of(var[i], eps);
+  if (f.a.batch_mean != nullptr) {
+    double *__restrict mean_out = f.a.batch_mean + at, *__restrict var_out = f.a.batch_var + at;
+    for (int64_t i = 0; i < channels; ++i) mean_out[i] = mean[i], var_out[i] = not_negative(var[i]);
+  }
+  if (f.a.mean != nullptr) {
+    S* __restrict out = static_cast<S*>(f.a.mean) + at;
+    for (int64_t i = 0; i < channels; ++i) out[i] = static_cast<S>(mean[i]);
+  }
+  if (f.a.rstd != nullptr) {
+    S* __restrict out = static_cast<S*>(f.a.rstd) + at;
+    for (int64_t i = 0; i < channels; ++i) out[i] = static_cast<S>(rstd[i]);
   }
 }
 
@@ -220,9 +232,9 @@ template <class T> void matrix_units(void* context, int64_t begin, int64_t end, 
     set_unit(f, u, index);
     const int64_t columns = u.c1 - u.c0;
     const bool quick = f.g.outer * f.g.span > few_cells;
-    if (f.ahead) fetch_columns(item(f, u.b), f.g.outer, f.matrix.width, u.c0, u.c1);
+    if (f.ahead && !f.g.any_order) fetch_columns(item(f, u.b), f.g.outer, f.matrix.width, u.c0, u.c1);
     if (f.a.center && quick) find_shifts(f, u);
-    clear_totals(u, columns);
+    if (!one_chunk(f)) clear_totals(u, columns);
     for (int64_t i = 0; quick && i < f.chunks; ++i) {
       sum_chunk<T, C>(f, u, u.shift, i, u.c0, u.c1, u.sums, u.sums + columns);
       for (int64_t c = 0; !one_chunk(f) && c < columns; ++c) u.total[c].add({u.sums[c], u.sums[columns + c]});
@@ -292,30 +304,50 @@ template <class T> NF_INLINE const T* plane(const Forward<T>& f, int64_t o, int6
   return static_cast<const T*>(f.a.x) + (o * f.g.channels + c) * f.g.span;
 }
 
-// A value near the channel's mean, from up to four planes; exact for constant data.
-template <class T> NF_INLINE typename TypeOf<T>::compute plane_shift(const Forward<T>& f, int64_t c) {
+// Values near the channels' means, from up to four planes of each; exact for constant data.
+template <class T>
+__attribute__((noinline)) void plane_shifts(const Forward<T>& f, int64_t first, int64_t channels,
+                                            typename TypeOf<T>::compute* shift) {
   using C = typename TypeOf<T>::compute;
-  const int64_t last = f.g.outer - 1;
-  if (last == 0) return pilot<C>(plane(f, 0, c), f.g.span);
-  const auto k = [&](int64_t o) { return pilot<C>(plane(f, o, c), f.g.span) * C(0.25); };
-  return (k(0) + k(last)) + (k(last / 3) + k(2 * last / 3));
+  const int64_t last = f.g.outer - 1, n = f.g.span;
+  // The average of four numbers that belong to four planes, or the only one.
+  const auto average = [last](const auto& of, auto quarter) __attribute__((always_inline)) {
+    if (last == 0) return of(0);
+    return (of(0) * quarter + of(last) * quarter) + (of(last / 3) * quarter + of(2 * last / 3) * quarter);
+  };
+  const auto lanes = [&](int64_t c) __attribute__((always_inline)) {
+    return BlockSums<C>::widen(
+        average([&](int64_t o) __attribute__((always_inline)) { return pilot_lanes<C>(plane(f, o, c), n); },
+                splat<C>(C(0.25))));
+  };
+  constexpr int64_t L = Lanes<C>::n;
+  for (int64_t c = 0; c < channels;) {
+    if (n < L) {
+      shift[c] = average([&](int64_t o) { return pilot<C>(plane(f, o, first + c), n); }, C(0.25));
+      ++c;
+    } else if (c + 8 <= channels) {  // eight channels at once
+      F64 v[8];
+      double sums[8];
+      for (int i = 0; i < 8; ++i) v[i] = lanes(first + c + i);
+      store(sums, sum_lanes8(v));
+      for (int i = 0; i < 8; ++i) shift[c + i] = static_cast<C>(sums[i] / double(L));
+      c += 8;
+    } else {
+      shift[c] = static_cast<C>(sum_lanes(lanes(first + c)) / double(L));
+      ++c;
+    }
+  }
 }
 
-// The planes of one chunk, channels [first, first + channels): lanes are added over all planes, then folded.
+// The planes of one chunk, channels [first, first + channels).
 template <class T>
 __attribute__((noinline)) void plane_chunk(const Forward<T>& f, int64_t index, int64_t first, int64_t channels,
-                                           const typename TypeOf<T>::compute* shift, F64* lanes, double* s_out,
-                                           double* q_out) {
+                                           const typename TypeOf<T>::compute* shift, F64* lanes, double* s, double* q) {
   using C = typename TypeOf<T>::compute;
-  const int64_t begin = index * f.planes.chunk_planes, end = smaller(begin + f.planes.chunk_planes, f.g.outer);
-  for (int64_t i = 0; i < 2 * channels; ++i) lanes[i] = splat<double>(0);
-  for (int64_t o = begin; o < end; ++o)
-    for (int64_t i = 0; i < channels; ++i) {
-      F64 s = lanes[2 * i], q = lanes[2 * i + 1];
-      add_blocks<C>(Shifted<C, T>{plane(f, o, first + i), shift[i]}, 0, f.g.span, s, q);
-      lanes[2 * i] = s, lanes[2 * i + 1] = q;
-    }
-  fold_planes(lanes, channels, s_out, q_out);
+  const int64_t begin = index * f.planes.chunk_planes, planes = smaller(f.planes.chunk_planes, f.g.outer - begin);
+  const T* x = static_cast<const T*>(f.a.x);
+  sum_planes<C>(f.g, begin, planes, first, channels, lanes, s, q,
+                [&](int64_t at, int64_t i) { return Shifted<C, T>{x + at, shift[i]}; });
 }
 
 template <class T> __attribute__((noinline)) Moments careful_channel(const Forward<T>& f, int64_t c) {
@@ -335,12 +367,14 @@ template <class T> __attribute__((noinline)) Moments careful_channel(const Forwa
 template <class T> void plane_moments(const Forward<T>& f, Unit<T>& u) {
   using C = typename TypeOf<T>::compute;
   const int64_t channels = (u.c1 - u.c0) / f.g.span, first = u.c0 / f.g.span, n = f.g.outer * f.g.span;
-  if (f.planes.by_unit && f.planes.chunks == 1 && n > few_cells &&
-      column_moments<C>(channels, n, true, u.sums, u.sums + channels, u.shift, u.mean, u.mean_lo, u.var))
-    return;
+  if (one_chunk(f)) {
+    if (column_moments<C>(channels, n, true, u.sums, u.sums + channels, u.shift, u.mean, u.mean_lo, u.var)) return;
+    clear_totals(u, channels);
+    for (int64_t c = 0; c < channels; ++c) u.total[c].add({u.sums[c], u.sums[channels + c]});
+  }
   for (int64_t i = 0; i < channels; ++i) {
-    Moments m = quick_moments<C>(u.total[i].total(), double(u.shift[i]), f.g.outer * f.g.span, true);
-    if (!m.good || f.g.outer * f.g.span <= few_cells) m = careful_channel(f, first + i);
+    Moments m = quick_moments<C>(u.total[i].total(), double(u.shift[i]), n, true);
+    if (!m.good || n <= few_cells) m = careful_channel(f, first + i);
     keep(u, i, m);
   }
 }
@@ -352,11 +386,11 @@ template <class T> void plane_units(void* context, int64_t begin, int64_t end, i
   for (int64_t index = begin; index < end; ++index) {
     set_unit(f, u, index);
     const int64_t first = u.c0 / f.g.span, channels = (u.c1 - u.c0) / f.g.span;
-    for (int64_t i = 0; i < channels; ++i) u.shift[i] = plane_shift(f, first + i);
-    clear_totals(u, channels);
+    plane_shifts(f, first, channels, u.shift);
+    if (!one_chunk(f)) clear_totals(u, channels);
     for (int64_t i = 0; i < f.planes.chunks; ++i) {
       plane_chunk(f, i, first, channels, u.shift, u.lanes, u.sums, u.sums + channels);
-      for (int64_t c = 0; c < channels; ++c) u.total[c].add({u.sums[c], u.sums[channels + c]});
+      for (int64_t c = 0; !one_chunk(f) && c < channels; ++c) u.total[c].add({u.sums[c], u.sums[channels + c]});
     }
     plane_moments(f, u);
     write_stats(f, u);
@@ -381,7 +415,7 @@ template <class T> void planes_shared(Forward<T>& f) {
   Unit<T> u{};
   carve(f, f.work, &u, f.g.channels * f.g.span, f.g.channels, true);
   u.b = 0, u.c0 = 0, u.c1 = f.g.channels * f.g.span;
-  for (int64_t c = 0; c < f.g.channels; ++c) u.shift[c] = plane_shift(f, c);
+  plane_shifts(f, 0, f.g.channels, u.shift);
   Shared<T> s{f, u, nullptr, {}, 0, 0};
   parallel_for(f.planes.chunks * f.planes.blocks, 1, shared_plane_sums<T>, &s, f.threads);
   clear_totals(u, f.g.channels);
@@ -410,7 +444,7 @@ template <class T> bool forward(const ColumnsForward& a) {
   f.threads = threads_for(bytes);
   f.is_planes = is_planes(g) && a.center;
   f.streaming = use_streaming(size_t(2 * bytes)) && streamable(static_cast<const T*>(a.y));
-  f.chunks = chunk_count<C>(g.outer);
+  f.chunks = ceil_div(g.outer, chunk_rows<C>(g));
   int64_t units, lanes_bytes = 0;
   bool by_unit;
   f.ahead = bytes > int64_t(cache_sizes().l2);

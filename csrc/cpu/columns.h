@@ -8,6 +8,7 @@
 // to the map; larger ones are shared out, sums first, then the map, back to front.
 #pragma once
 
+#include "batch_sums.h"
 #include "column_sums.h"
 #include "kernels.h"
 #include "maps.h"
@@ -23,7 +24,7 @@ NF_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Runs at least this long are summed as runs; shorter ones lie across a vector and are summed down the columns.
 constexpr int64_t plane_span = 8;
-NF_INLINE bool is_planes(const Columns& g) { return g.by_plane && g.span >= plane_span; }
+NF_INLINE bool is_planes(const Columns& g) { return g.any_order && g.span >= plane_span; }
 
 // Cells that share a parameter in runs at least this long are mapped run by run; others through tables, cell by cell.
 NF_INLINE bool in_runs(const Columns& g) { return g.param_span >= 16; }
@@ -117,31 +118,51 @@ template <class U> NF_INLINE void clear_totals(U& u, int64_t n) {
   for (int64_t i = 0; i < n; ++i) u.total[i] = {};
 }
 
+// The rows that are summed as one chunk, whoever does it.
+template <class C> NF_INLINE int64_t chunk_rows(const Columns& g) { return g.any_order ? batch_chunk_rows : chunk_cells<C>; }
+
 // How the sums of one unit are shared out between threads: chunks of rows times stretches of columns, as few
-// stretches as keep the threads busy, since long runs of a row suit the memory system.
+// stretches as keep the threads busy, since long runs of a row suit the memory system. Matrices that batch norm sums several
+// rows at a time stay whole.
 struct Stretches {
   int64_t width, count;
 };
 NF_INLINE Stretches stretch_columns(int64_t columns, int64_t chunks, int threads) {
   const int64_t wanted = ceil_div(threads > 1 ? 4 * threads : 1, chunks);
-  const int64_t width = larger(64, ceil_div(ceil_div(columns, wanted), 64) * 64);
+  const int64_t width = larger(narrow_batch, ceil_div(ceil_div(columns, wanted), 64) * 64);
   return {width, ceil_div(columns, width)};
 }
 
-// The sums of the lanes of n channels, [2] each: the first sums to s, the second to q.
-NF_INLINE void fold_planes(const F64* lanes, int64_t n, double* s, double* q) {
+// Planes: the sums of `planes` runs of g.span cells from plane `from` on, g.channels apart, of each of n channels. `term`
+// makes the term of a run from its first cell and its channel; lanes has room for [2] of each channel.
+template <class C, class MakeTerm>
+NF_INLINE void sum_planes(const Columns& g, int64_t from, int64_t planes, int64_t first, int64_t n, F64* lanes, double* s,
+                          double* q, const MakeTerm& term) {
+  constexpr int64_t group = 16 * Lanes<C>::n;
+  for (int64_t i = 0; i < 2 * n; ++i) lanes[i] = splat<double>(0);
+  for (int64_t o = from; o < from + planes; ++o)
+    for (int64_t i = 0; i < n; ++i) {
+      const auto f = term((o * g.channels + first + i) * g.span, i);
+      F64 ls = lanes[2 * i], lq = lanes[2 * i + 1];
+      if (g.span <= group) {  // small planes: no loops to set up
+        Vec<C> s3 = splat<C>(0), q3 = s3;
+        add_group<C>(f, 0, g.span, s3, q3);
+        ls = ls + BlockSums<C>::widen(s3), lq = lq + BlockSums<C>::widen(q3);
+      } else {
+        add_blocks<C>(f, 0, g.span, ls, lq);
+      }
+      lanes[2 * i] = ls, lanes[2 * i + 1] = lq;
+    }
   int64_t i = 0;
-  for (; i + 4 <= n; i += 4) {  // four at once
-    F64 v[8];
+  for (; i + 4 <= n; i += 4) {  // four channels at once
     double t[8];
-    for (int j = 0; j < 8; ++j) v[j] = lanes[2 * i + j];
-    store(t, sum_lanes8(v));
+    store(t, sum_lanes8(lanes + 2 * i));
     for (int j = 0; j < 4; ++j) s[i + j] = t[2 * j], q[i + j] = t[2 * j + 1];
   }
   for (; i < n; ++i) s[i] = sum_lanes(lanes[2 * i]), q[i] = sum_lanes(lanes[2 * i + 1]);
 }
 
-// Brings columns [c0, c1) of all rows into the second-level cache, in the order in which they lie in memory: sums go down
+// Brings columns [c0, c1) of all rows into the second-level cache, in the order in which they lie in memory: lanes go down
 // the columns, where the hardware sees no stream.
 template <class T> NF_INLINE void fetch_columns(const T* x, int64_t rows, int64_t width, int64_t c0, int64_t c1) {
   constexpr int64_t line = 64 / int64_t(sizeof(T));
@@ -292,26 +313,38 @@ __attribute__((noinline)) void map_row_carefully(const ForwardMap<T>& f, int64_t
   }
 }
 
+// Rows [begin, end) of `tile` columns through tables: rows of few columns lie together, `repeats` of them to a row of the
+// table. `op` gives the operation for the cells from row o on.
+template <class C, bool Stream, class T, class MakeOp>
+NF_INLINE void map_tables(T* y, int64_t begin, int64_t end, int64_t tile, int64_t width, int64_t repeats,
+                          const MakeOp& op) {
+  const int64_t whole = (end - begin) / repeats, left = (end - begin) % repeats, last = end - left;
+  map_table<C, Stream>(y + begin * width, whole, repeats * tile, repeats * width, op(begin));
+  if (left > 0) map_table<C, Stream>(y + last * width, 1, left * tile, 0, op(last));
+}
+
 // Rows [begin, end) of the unit whose first column is c0; `next`: cells ahead of x that will be needed next, 0 for none.
 template <class T, bool Stream, bool Center>
 void map_matrix(const ForwardMap<T>& f, int64_t begin, int64_t end, int64_t c0, int64_t next) {
   using C = typename TypeOf<T>::compute;
   const int64_t width = f.g.channels * f.g.span;
-  for (int64_t o = begin; o < end; o += f.repeats) {
-    const T* x = f.x + o * width + c0;
-    T* y = f.y + o * width + c0;
-    if (f.extreme) {
-      for (int64_t r = 0; r < f.repeats && o + r < end; ++r) map_row_carefully(f, o + r, x + r * width, y + r * width);
-      continue;
-    }
-    const int64_t n = smaller(f.repeats, end - o) * f.tile;
-    const Ahead ahead{next != 0 ? x + next : nullptr};
-    if (f.g.param_span == 0)
-      map_cells<C, Stream>(
-          y, n, ahead, TableHatOp<C, T, Center>{x, f.hi, f.s, f.t, C(param<T>(f.w, o, 1.0)), C(param<T>(f.b, o, 0.0))});
-    else if (in_runs(f.g))
-      map_runs<C, Stream>(y, n, f.g.param_span, f.g.param_span, ahead, RunAffineOp<C, T>{x, f.hi, f.s, f.t});
-    else map_cells<C, Stream>(y, n, ahead, TableAffineOp<C, T>{x, f.hi, f.s, f.t});
+  const T* x = f.x + c0;
+  T* y = f.y + c0;
+  if (f.extreme) {
+    for (int64_t o = begin; o < end; ++o) map_row_carefully(f, o, x + o * width, y + o * width);
+  } else if (f.g.param_span == 0) {
+    map_tables<C, Stream>(y, begin, end, f.tile, width, 1, [&](int64_t o) {
+      return TableHatOp<C, T, Center>{x + o * width, f.hi, f.s, f.t, f.w != nullptr ? f.w + o : nullptr,
+                                      f.b != nullptr ? f.b + o : nullptr};
+    });
+  } else if (in_runs(f.g)) {
+    for (int64_t o = begin; o < end; ++o)
+      map_runs<C, Stream>(y + o * width, f.tile, f.g.param_span, f.g.param_span,
+                          Ahead{next != 0 ? x + o * width + next : nullptr},
+                          RunAffineOp<C, T>{x + o * width, f.hi, f.s, f.t});
+  } else {
+    map_tables<C, Stream>(y, begin, end, f.tile, width, f.repeats,
+                          [&](int64_t o) { return TableAffineOp<C, T>{x + o * width, f.hi, f.s, f.t}; });
   }
   stream_fence(Stream);
 }

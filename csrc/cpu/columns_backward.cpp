@@ -24,11 +24,11 @@ template <class T> void matrix_units(void* context, int64_t begin, int64_t end, 
     const int64_t columns = u.c1 - u.c0;
     begin_unit(f, u);
     if (f.needs_sums) {
-      if (f.ahead) {
+      if (f.ahead && !f.g.any_order) {
         fetch_columns(item(f, f.a.dy, u.b), f.g.outer, f.matrix.width, u.c0, u.c1);
         fetch_columns(item(f, f.a.x, u.b), f.g.outer, f.matrix.width, u.c0, u.c1);
       }
-      clear_totals(u, columns);
+      if (!one_chunk(f, u)) clear_totals(u, columns);
       for (int64_t i = 0; i < f.chunks; ++i) {
         sum_chunk(f, u, i, u.c0, u.c1, u.sums, u.sums + columns);
         for (int64_t c = 0; !one_chunk(f, u) && c < columns; ++c) u.total[c].add({u.sums[c], u.sums[columns + c]});
@@ -44,20 +44,12 @@ template <class T> void matrix_units(void* context, int64_t begin, int64_t end, 
 
 template <class T>
 __attribute__((noinline)) void plane_chunk(const Backward<T>& f, int64_t index, int64_t first, int64_t channels,
-                                           const typename TypeOf<T>::compute* shift, F64* lanes, double* s_out,
-                                           double* q_out) {
+                                           const typename TypeOf<T>::compute* shift, F64* lanes, double* s, double* q) {
   using C = typename TypeOf<T>::compute;
-  const int64_t begin = index * f.planes.chunk_planes, end = smaller(begin + f.planes.chunk_planes, f.g.outer);
-  for (int64_t i = 0; i < 2 * channels; ++i) lanes[i] = splat<double>(0);
-  for (int64_t o = begin; o < end; ++o)
-    for (int64_t i = 0; i < channels; ++i) {
-      const int64_t at = (o * f.g.channels + first + i) * f.g.span;
-      F64 s = lanes[2 * i], q = lanes[2 * i + 1];
-      add_blocks<C>(Slopes<C, T>{static_cast<const T*>(f.a.dy) + at, static_cast<const T*>(f.a.x) + at, shift[i]}, 0,
-                    f.g.span, s, q);
-      lanes[2 * i] = s, lanes[2 * i + 1] = q;
-    }
-  fold_planes(lanes, channels, s_out, q_out);
+  const int64_t begin = index * f.planes.chunk_planes, planes = smaller(f.planes.chunk_planes, f.g.outer - begin);
+  const T *dy = static_cast<const T*>(f.a.dy), *x = static_cast<const T*>(f.a.x);
+  sum_planes<C>(f.g, begin, planes, first, channels, lanes, s, q,
+                [&](int64_t at, int64_t i) { return Slopes<C, T>{dy + at, x + at, shift[i]}; });
 }
 
 template <class T> void plane_units(void* context, int64_t begin, int64_t end, int slot) {
@@ -69,7 +61,7 @@ template <class T> void plane_units(void* context, int64_t begin, int64_t end, i
     const int64_t first = u.c0 / f.g.span, channels = (u.c1 - u.c0) / f.g.span;
     begin_unit(f, u);
     if (f.needs_sums) {
-      clear_totals(u, channels);
+      if (!one_chunk(f, u)) clear_totals(u, channels);
       for (int64_t i = 0; i < f.planes.chunks; ++i) {
         plane_chunk(f, i, first, channels, u.shift, u.lanes, u.sums, u.sums + channels);
         for (int64_t c = 0; !one_chunk(f, u) && c < channels; ++c) u.total[c].add({u.sums[c], u.sums[channels + c]});
@@ -194,7 +186,7 @@ template <class T> bool backward(const ColumnsBackward& a) {
   f.needs_sums = (a.dx != nullptr && !a.frozen) || (f.wants_params && g.param_span != 0);
   f.is_planes = is_planes(g) && a.center;
   f.streaming = use_streaming(size_t(3 * bytes)) && streamable(static_cast<const T*>(a.dx));
-  f.chunks = chunk_count<C>(g.outer);
+  f.chunks = ceil_div(g.outer, chunk_rows<C>(g));
   int64_t units, lanes_bytes = 0;
   bool by_unit;
   f.ahead = 2 * bytes > int64_t(cache_sizes().l2);

@@ -165,10 +165,12 @@ template <class T>
 NF_INLINE void sum_chunk(const Backward<T>& f, const Unit<T>& u, int64_t index, int64_t c0, int64_t c1, double* s,
                          double* q) {
   using C = typename TypeOf<T>::compute;
-  const int64_t begin = index * chunk_cells<C>, end = smaller(begin + chunk_cells<C>, f.g.outer),
+  const int64_t begin = index * chunk_rows<C>(f.g), end = smaller(begin + chunk_rows<C>(f.g), f.g.outer),
                 width = f.matrix.width;
   const T *dy = item(f, f.a.dy, u.b), *x = item(f, f.a.x, u.b);
-  if (!by_rows(f)) column_chunk<C>(ColumnSlopes<C, T>{dy, x, width, u.shift - u.c0}, begin, end, c0, c1, s, q);
+  if (f.g.any_order)
+    batch_chunk<C>(ColumnSlopes<C, T>{dy, x, width, u.shift - u.c0}, begin, end, c0, c1, f.ahead, s, q);
+  else if (!by_rows(f)) column_chunk<C>(ColumnSlopes<C, T>{dy, x, width, u.shift - u.c0}, begin, end, c0, c1, s, q);
   else if (f.a.center)
     column_chunk<C>(ColumnWeighted<C, T, true>{dy, x, width, f.w, u.hi - u.c0, u.p - u.c0, u.t - u.c0}, begin, end, c0,
                     c1, s, q);
@@ -308,32 +310,39 @@ template <class T, bool Stream>
 void map_matrix(const Backward<T>& f, const Unit<T>& u, int64_t begin, int64_t end, int64_t next) {
   using C = typename TypeOf<T>::compute;
   const int64_t width = f.g.channels * f.g.span, tile = u.c1 - u.c0;
-  for (int64_t o = begin; o < end; o += f.repeats) {
-    const int64_t at = o * width + u.c0;
-    const T *dy = item(f, f.a.dy, u.b) + at, *x = item(f, f.a.x, u.b) + at;
-    T* dx = const_cast<T*>(item(f, f.a.dx, u.b)) + at;
-    if (u.extreme) {
-      for (int64_t r = 0; r < f.repeats && o + r < end; ++r)
-        map_row_carefully(f, u, o + r, dy + r * width, x + r * width, dx + r * width);
-      continue;
+  const T *dy = item(f, f.a.dy, u.b) + u.c0, *x = item(f, f.a.x, u.b) + u.c0;
+  T* dx = const_cast<T*>(item(f, f.a.dx, u.b)) + u.c0;
+  const auto through_tables = [&](const auto& op) {
+    map_tables<C, Stream>(dx, begin, end, tile, width, f.repeats, op);
+  };
+  if (u.extreme) {
+    for (int64_t o = begin; o < end; ++o)
+      map_row_carefully(f, u, o, dy + o * width, x + o * width, dx + o * width);
+  } else if (by_rows(f)) {
+    const auto weights = [&](int64_t o) { return f.w != nullptr ? f.w + o : nullptr; };
+    if (f.a.center)
+      through_tables([&](int64_t o) {
+        return TableHatGradientOp<C, T, true>{dy + o * width, x + o * width, u.hi,   u.p,
+                                              u.t,            u.q,           u.b_of, weights(o)};
+      });
+    else
+      through_tables([&](int64_t o) {
+        return TableHatGradientOp<C, T, false>{dy + o * width, x + o * width, u.hi,   u.p,
+                                               u.t,            u.q,           u.b_of, weights(o)};
+      });
+  } else if (in_runs(f.g)) {
+    const int64_t run = f.g.param_span;
+    for (int64_t o = begin; o < end; ++o) {
+      const T *d = dy + o * width, *v = x + o * width;
+      Ahead ahead;
+      if (next != 0) ahead = {d + next, v + next};
+      if (f.a.frozen) map_runs<C, Stream>(dx + o * width, tile, run, run, ahead, RunAffineOp<C, T>{d, u.hi, u.p, u.t});
+      else map_runs<C, Stream>(dx + o * width, tile, run, run, ahead, RunGradientOp<C, T>{d, v, u.hi, u.p, u.q, u.t});
     }
-    const int64_t n = smaller(f.repeats, end - o) * tile;
-    Ahead ahead;
-    if (next != 0) ahead = {dy + next, x + next};
-    if (by_rows(f)) {
-      const C w = f.w != nullptr ? f.w[o] : C(1);
-      if (f.a.center)
-        map_cells<C, Stream>(dx, n, ahead, TableHatGradientOp<C, T, true>{dy, x, u.hi, u.p, u.t, u.q, u.b_of, w});
-      else map_cells<C, Stream>(dx, n, ahead, TableHatGradientOp<C, T, false>{dy, x, u.hi, u.p, u.t, u.q, u.b_of, w});
-    } else if (in_runs(f.g)) {
-      const int64_t run = f.g.param_span;
-      if (f.a.frozen) map_runs<C, Stream>(dx, n, run, run, ahead, RunAffineOp<C, T>{dy, u.hi, u.p, u.t});
-      else map_runs<C, Stream>(dx, n, run, run, ahead, RunGradientOp<C, T>{dy, x, u.hi, u.p, u.q, u.t});
-    } else if (f.a.frozen) {
-      map_cells<C, Stream>(dx, n, ahead, TableAffineOp<C, T>{dy, u.hi, u.p, u.t});
-    } else {
-      map_cells<C, Stream>(dx, n, ahead, TableGradientOp<C, T>{dy, x, u.hi, u.p, u.q, u.t});
-    }
+  } else if (f.a.frozen) {
+    through_tables([&](int64_t o) { return TableAffineOp<C, T>{dy + o * width, u.hi, u.p, u.t}; });
+  } else {
+    through_tables([&](int64_t o) { return TableGradientOp<C, T>{dy + o * width, x + o * width, u.hi, u.p, u.q, u.t}; });
   }
   stream_fence(Stream);
 }

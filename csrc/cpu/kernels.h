@@ -63,7 +63,8 @@ struct AffineMap {
   Columns g;
   const void* x;
   void* y;
-  const double *mean, *rstd;
+  const double *mean, *var;
+  double eps;
   const void *weight, *bias;
 };
 

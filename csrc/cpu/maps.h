@@ -86,7 +86,7 @@ NF_INLINE void map_runs(T* y, int64_t n, int64_t lead, int64_t span, Ahead ahead
   int64_t i = 0, r = 0, run_end = lead;
   auto k = op.run(0);
   // The next m <= L cells. Goes on to the next run where this one ends.
-  const auto some = [&i, &r, &run_end, &k, op, y, span](int64_t m) {
+  const auto some = [&i, &r, &run_end, &k, op, y, span](int64_t m) __attribute__((always_inline)) {
     auto mine = k;
     if (i + m > run_end) {
       k = op.run(++r);
@@ -198,85 +198,146 @@ template <class C, class T, bool Center, bool Weighted> struct HatGradientOp {
   }
 };
 
-// The same maps with a table of coefficients, one per column.
+// ---- rows that share a table of coefficients, one per column -----------------------------------------------------------
+
+// y[r*pitch + i] = op(r, i) for R rows of n cells each. An operation has at(i), what the table holds for the L columns from
+// i, which is loaded once for all R rows, get(r, j, k), the cells from j = r*pitch + i with that k, and at_n and get_n for
+// fewer than L.
+template <class C, bool Stream, int R, class T, class Op>
+NF_INLINE void map_rows_at_once(T* y, int64_t row, int64_t n, int64_t pitch, const Op& op) {
+  constexpr int64_t L = Lanes<C>::n;
+  const auto some = [&](int64_t i, int m) __attribute__((always_inline)) {
+    const auto k = op.at_n(i, m);
+    for (int64_t r = row; r < row + R; ++r)
+      Cells<C, T>::store_n(y + r * pitch + i, op.get_n(r, r * pitch + i, m, k), m);
+  };
+  int64_t i = 0;
+  if constexpr (Stream) {
+    const int64_t before = int64_t(-reinterpret_cast<uintptr_t>(y + row * pitch) / sizeof(T) % uintptr_t(L));
+    if (before > 0) i = before < n ? before : n, some(0, int(i));
+  }
+  for (; i + L <= n; i += L) {
+    const auto k = op.at(i);
+#pragma GCC unroll 4
+    for (int64_t r = row; r < row + R; ++r) put<Stream, C>(y + r * pitch + i, op.get(r, r * pitch + i, k));
+  }
+  if (i < n) some(i, int(n - i));
+}
+
+// Op::together says how many rows the registers have room for. Streaming stores go out row by row: several rows at once took
+// half as long again.
+template <class C, bool Stream, class T, class Op>
+NF_INLINE void map_table(T* y, int64_t rows, int64_t n, int64_t pitch, const Op& op) {
+  constexpr int R = Op::together;
+  int64_t r = 0;
+  for (; !Stream && R > 1 && r + R <= rows; r += R) map_rows_at_once<C, Stream, R>(y, r, n, pitch, op);
+  for (; r < rows; ++r) map_rows_at_once<C, Stream, 1>(y, r, n, pitch, op);
+}
 
 // y = fma(x - hi, s, t)
 template <class C, class T> struct TableAffineOp {
-  static constexpr int fetch = 3;
+  static constexpr int together = 4;
   const T* x;
   const C *hi, *s, *t;
   using V = Vec<C>;
-  __attribute__((always_inline)) inline V get(int64_t i) const {
-    return fma(Cells<C, T>::load(x + i) - Cells<C, C>::load(hi + i), Cells<C, C>::load(s + i),
-               Cells<C, C>::load(t + i));
+  struct K {
+    V hi, s, t;
+  };
+  __attribute__((always_inline)) inline K at(int64_t i) const {
+    return {Cells<C, C>::load(hi + i), Cells<C, C>::load(s + i), Cells<C, C>::load(t + i)};
   }
-  __attribute__((always_inline)) inline V get_n(int64_t i, int n) const {
-    return fma(Cells<C, T>::load_n(x + i, n, C(0)) - Cells<C, C>::load_n(hi + i, n, C(0)),
-               Cells<C, C>::load_n(s + i, n, C(0)), Cells<C, C>::load_n(t + i, n, C(0)));
+  __attribute__((always_inline)) inline K at_n(int64_t i, int n) const {
+    const auto some = [i, n](const C* p) { return Cells<C, C>::load_n(p + i, n, C(0)); };
+    return {some(hi), some(s), some(t)};
+  }
+  __attribute__((always_inline)) inline V get(int64_t, int64_t i, const K& k) const {
+    return fma(Cells<C, T>::load(x + i) - k.hi, k.s, k.t);
+  }
+  __attribute__((always_inline)) inline V get_n(int64_t, int64_t i, int n, const K& k) const {
+    return fma(Cells<C, T>::load_n(x + i, n, C(0)) - k.hi, k.s, k.t);
   }
 };
 
-// y = xhat*w + b, one w and b for the row of the matrix
+// y = xhat*w + b, one w and b for each row of the matrix, null for ones and zeros
 template <class C, class T, bool Center> struct TableHatOp {
-  static constexpr int fetch = 3;
+  static constexpr int together = 1;
   const T* x;
-  const C *hi, *rs, *t;
-  C w, b;
+  const C *hi, *rs, *t, *w, *b;
   using V = Vec<C>;
-  __attribute__((always_inline)) inline V apply(V v, V h, V r, V u) const {
-    if constexpr (Center) v = fma(v - h, r, u);
-    else v = v * r;
-    return fma(v, splat<C>(w), splat<C>(b));
+  struct K {
+    V hi, rs, t;
+  };
+  __attribute__((always_inline)) inline K at(int64_t i) const {
+    return {Cells<C, C>::load(hi + i), Cells<C, C>::load(rs + i), Cells<C, C>::load(t + i)};
   }
-  __attribute__((always_inline)) inline V get(int64_t i) const {
-    return apply(Cells<C, T>::load(x + i), Cells<C, C>::load(hi + i), Cells<C, C>::load(rs + i),
-                 Cells<C, C>::load(t + i));
+  __attribute__((always_inline)) inline K at_n(int64_t i, int n) const {
+    const auto some = [i, n](const C* p) { return Cells<C, C>::load_n(p + i, n, C(0)); };
+    return {some(hi), some(rs), some(t)};
   }
-  __attribute__((always_inline)) inline V get_n(int64_t i, int n) const {
-    return apply(Cells<C, T>::load_n(x + i, n, C(0)), Cells<C, C>::load_n(hi + i, n, C(0)),
-                 Cells<C, C>::load_n(rs + i, n, C(0)), Cells<C, C>::load_n(t + i, n, C(0)));
+  __attribute__((always_inline)) inline V apply(int64_t r, V v, const K& k) const {
+    if constexpr (Center) v = fma(v - k.hi, k.rs, k.t);
+    else v = v * k.rs;
+    return fma(v, splat<C>(w != nullptr ? w[r] : C(1)), splat<C>(b != nullptr ? b[r] : C(0)));
+  }
+  __attribute__((always_inline)) inline V get(int64_t r, int64_t i, const K& k) const {
+    return apply(r, Cells<C, T>::load(x + i), k);
+  }
+  __attribute__((always_inline)) inline V get_n(int64_t r, int64_t i, int n, const K& k) const {
+    return apply(r, Cells<C, T>::load_n(x + i, n, C(0)), k);
   }
 };
 
 // dx = fma(dy, p, fma(x - hi, q, t))
 template <class C, class T> struct TableGradientOp {
-  static constexpr int fetch = 2;
+  static constexpr int together = 4;
   const T *dy, *x;
   const C *hi, *p, *q, *t;
   using V = Vec<C>;
-  __attribute__((always_inline)) inline V get(int64_t i) const {
-    const V v =
-        fma(Cells<C, T>::load(x + i) - Cells<C, C>::load(hi + i), Cells<C, C>::load(q + i), Cells<C, C>::load(t + i));
-    return fma(Cells<C, T>::load(dy + i), Cells<C, C>::load(p + i), v);
+  struct K {
+    V hi, p, q, t;
+  };
+  __attribute__((always_inline)) inline K at(int64_t i) const {
+    return {Cells<C, C>::load(hi + i), Cells<C, C>::load(p + i), Cells<C, C>::load(q + i), Cells<C, C>::load(t + i)};
   }
-  __attribute__((always_inline)) inline V get_n(int64_t i, int n) const {
-    const V v = fma(Cells<C, T>::load_n(x + i, n, C(0)) - Cells<C, C>::load_n(hi + i, n, C(0)),
-                    Cells<C, C>::load_n(q + i, n, C(0)), Cells<C, C>::load_n(t + i, n, C(0)));
-    return fma(Cells<C, T>::load_n(dy + i, n, C(0)), Cells<C, C>::load_n(p + i, n, C(0)), v);
+  __attribute__((always_inline)) inline K at_n(int64_t i, int n) const {
+    const auto some = [i, n](const C* from) { return Cells<C, C>::load_n(from + i, n, C(0)); };
+    return {some(hi), some(p), some(q), some(t)};
+  }
+  __attribute__((always_inline)) inline V get(int64_t, int64_t i, const K& k) const {
+    return fma(Cells<C, T>::load(dy + i), k.p, fma(Cells<C, T>::load(x + i) - k.hi, k.q, k.t));
+  }
+  __attribute__((always_inline)) inline V get_n(int64_t, int64_t i, int n, const K& k) const {
+    return fma(Cells<C, T>::load_n(dy + i, n, C(0)), k.p, fma(Cells<C, T>::load_n(x + i, n, C(0)) - k.hi, k.q, k.t));
   }
 };
 
-// dx = fma(g, rs, fma(xhat, a, b)) with g = dy*w, one w for the row of the matrix
+// dx = fma(g, rs, fma(xhat, a, b)) with g = dy*w, one w for each row of the matrix
 template <class C, class T, bool Center> struct TableHatGradientOp {
-  static constexpr int fetch = 2;
+  static constexpr int together = 1;
   const T *dy, *x;
-  const C *hi, *rs, *t, *a, *b;
-  C w;
+  const C *hi, *rs, *t, *a, *b, *w;
   using V = Vec<C>;
-  __attribute__((always_inline)) inline V apply(V d, V v, V h, V r, V u, V ka, V kb) const {
-    if constexpr (Center) v = fma(v - h, r, u);
-    else v = v * r;
-    return fma(d * splat<C>(w), r, fma(v, ka, kb));
+  struct K {
+    V hi, rs, t, a, b;
+  };
+  __attribute__((always_inline)) inline K at(int64_t i) const {
+    const auto all = [i](const C* p) { return Cells<C, C>::load(p + i); };
+    return {all(hi), all(rs), all(t), all(a), all(b)};
   }
-  __attribute__((always_inline)) inline V get(int64_t i) const {
-    return apply(Cells<C, T>::load(dy + i), Cells<C, T>::load(x + i), Cells<C, C>::load(hi + i),
-                 Cells<C, C>::load(rs + i), Cells<C, C>::load(t + i), Cells<C, C>::load(a + i),
-                 Cells<C, C>::load(b + i));
+  __attribute__((always_inline)) inline K at_n(int64_t i, int n) const {
+    const auto some = [i, n](const C* p) { return Cells<C, C>::load_n(p + i, n, C(0)); };
+    return {some(hi), some(rs), some(t), some(a), some(b)};
   }
-  __attribute__((always_inline)) inline V get_n(int64_t i, int n) const {
-    const auto k = [&](const C* p) { return Cells<C, C>::load_n(p + i, n, C(0)); };
-    return apply(Cells<C, T>::load_n(dy + i, n, C(0)), Cells<C, T>::load_n(x + i, n, C(0)), k(hi), k(rs), k(t), k(a),
-                 k(b));
+  __attribute__((always_inline)) inline V apply(int64_t r, V d, V v, const K& k) const {
+    if constexpr (Center) v = fma(v - k.hi, k.rs, k.t);
+    else v = v * k.rs;
+    return fma(d * splat<C>(w != nullptr ? w[r] : C(1)), k.rs, fma(v, k.a, k.b));
+  }
+  __attribute__((always_inline)) inline V get(int64_t r, int64_t i, const K& k) const {
+    return apply(r, Cells<C, T>::load(dy + i), Cells<C, T>::load(x + i), k);
+  }
+  __attribute__((always_inline)) inline V get_n(int64_t r, int64_t i, int n, const K& k) const {
+    return apply(r, Cells<C, T>::load_n(dy + i, n, C(0)), Cells<C, T>::load_n(x + i, n, C(0)), k);
   }
 };
 

@@ -62,29 +62,31 @@ template <class C, class Term> NF_INLINE void add_chain(const Term& f, int64_t i
   s = s + (s1 + a), q = q + fma(b, c, q1);
 }
 
-// The last block: fewer than 64 whole vectors, perhaps a partial one.
-template <class C, class Term> NF_INLINE void add_rest(const Term& f, int64_t i, int64_t n, Vec<C>& s3, Vec<C>& q3) {
+// One group, or what there is of it: the cells [i, n), at most sixteen vectors.
+template <class C, class Term> NF_INLINE void add_group(const Term& f, int64_t i, int64_t n, Vec<C>& s3, Vec<C>& q3) {
   constexpr int64_t L = Lanes<C>::n;
   const Vec<C> zero = splat<C>(0);
-  while (i < n) {
-    const int64_t group_end = i + 16 * L < n ? i + 16 * L : n;
-    Vec<C> s2 = zero, q2 = zero;
-    for (; i + 4 * L <= group_end; i += 4 * L) add_chain<C>(f, i, s2, q2);
-    if (i < group_end) {
-      Vec<C> a, b, c, s1 = zero, q1 = zero;
-      for (; i + L <= group_end; i += L) {
-        f.get(i, a, b, c);
-        s1 = s1 + a, q1 = fma(b, c, q1);
-      }
-      if (i < group_end) {
-        f.get_n(i, int(group_end - i), a, b, c);
-        s1 = s1 + a, q1 = fma(b, c, q1);
-        i = group_end;
-      }
-      s2 = s2 + s1, q2 = q2 + q1;
+  Vec<C> s2 = zero, q2 = zero;
+  for (; i + 4 * L <= n; i += 4 * L) add_chain<C>(f, i, s2, q2);
+  if (i < n) {
+    Vec<C> a, b, c, s1 = zero, q1 = zero;
+    for (; i + L <= n; i += L) {
+      f.get(i, a, b, c);
+      s1 = s1 + a, q1 = fma(b, c, q1);
     }
-    s3 = s3 + s2, q3 = q3 + q2;
+    if (i < n) {
+      f.get_n(i, int(n - i), a, b, c);
+      s1 = s1 + a, q1 = fma(b, c, q1);
+    }
+    s2 = s2 + s1, q2 = q2 + q1;
   }
+  s3 = s3 + s2, q3 = q3 + q2;
+}
+
+// The last block: fewer than 64 whole vectors, perhaps a partial one.
+template <class C, class Term> NF_INLINE void add_rest(const Term& f, int64_t i, int64_t n, Vec<C>& s3, Vec<C>& q3) {
+  constexpr int64_t group = 16 * Lanes<C>::n;
+  for (; i < n; i += group) add_group<C>(f, i, i + group < n ? i + group : n, s3, q3);
 }
 
 // Adds the cells [i, n) to the double lanes s and q, block by block.

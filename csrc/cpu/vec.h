@@ -177,7 +177,7 @@ NF_INLINE double sum_lanes(F32 v) { return last4(halves(lower(v) + upper(v))); }
 
 // sum_lanes of eight vectors at once: every addition serves several of them.
 #if defined(__AVX512F__)
-NF_INLINE F64 sum_lanes8(const F64 (&v)[8]) {
+NF_INLINE F64 sum_lanes8(const F64* v) {
   const auto meet4 = [](F64 a, F64 b) { return _mm512_shuffle_f64x2(a, b, 0x44) + _mm512_shuffle_f64x2(a, b, 0xee); };
   const auto meet2 = [](F64 a, F64 b) { return _mm512_shuffle_f64x2(a, b, 0x88) + _mm512_shuffle_f64x2(a, b, 0xdd); };
   const F64 a = meet2(meet4(v[0], v[1]), meet4(v[2], v[3])), b = meet2(meet4(v[4], v[5]), meet4(v[6], v[7]));
@@ -185,7 +185,7 @@ NF_INLINE F64 sum_lanes8(const F64 (&v)[8]) {
   return _mm512_permutexvar_pd(_mm512_set_epi64(7, 5, 3, 1, 6, 4, 2, 0), sums);
 }
 #elif defined(__AVX2__)
-NF_INLINE F64 sum_lanes8(const F64 (&v)[8]) {
+NF_INLINE F64 sum_lanes8(const F64* v) {
   const auto meet2 = [](F64 a, F64 b) {
     const __m256d p = halves(a), q = halves(b);
     return _mm256_permute2f128_pd(p, q, 0x20) + _mm256_permute2f128_pd(p, q, 0x31);
@@ -196,7 +196,7 @@ NF_INLINE F64 sum_lanes8(const F64 (&v)[8]) {
   return {four(meet2(v[0], v[1]), meet2(v[2], v[3])), four(meet2(v[4], v[5]), meet2(v[6], v[7]))};
 }
 #else
-NF_INLINE F64 sum_lanes8(const F64 (&v)[8]) {
+NF_INLINE F64 sum_lanes8(const F64* v) {
   double sums[8];
   for (int i = 0; i < 8; ++i) sums[i] = sum_lanes(v[i]);
   F64 out;

@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(finish_threads) finish_moments(const __grid_co
   const Given old_mean{f.running.mean.p, f.running.mean.type}, old_var{f.running.var.p, f.running.var.type};
   put(f.running.mean, i, running_average(param<double>(old_mean, i), mean.sum, f.running.weight));
   put(f.running.var, i,
-      running_average(param<double>(old_var, i), sample_variance(var > 0 ? var : var * 0, all.n, f.running.ddof),
+      running_average(param<double>(old_var, i), sample_variance(not_negative(var), all.n, f.running.ddof),
                       f.running.weight));
 }
 

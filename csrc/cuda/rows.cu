@@ -32,7 +32,7 @@ __device__ __forceinline__ void write_stats(const Forward<T>& f, int64_t r, cons
   write_stat<T>(f.rstd, r, rstd);
   if (f.running.mean.p == nullptr) return;
   const Given mean{f.running.mean.p, f.running.mean.type}, var{f.running.var.p, f.running.var.type};
-  const double n = double(f.v.g.n), biased = m.var > 0 ? m.var : m.var * 0;
+  const double n = double(f.v.g.n), biased = not_negative(m.var);
   put(f.running.mean, r, running_average(param<double>(mean, r), m.mean, f.running.weight));
   put(f.running.var, r,
       running_average(param<double>(var, r), sample_variance(biased, n, f.running.ddof), f.running.weight));

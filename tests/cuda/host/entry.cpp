@@ -70,12 +70,12 @@ NF_EXPORT int nf_rows_backward(int64_t count, int64_t channels, int64_t span, in
 }
 
 NF_EXPORT int nf_columns_forward(int64_t batch, int64_t outer, int64_t channels, int64_t span, int64_t param_span,
-                                 int by_plane, int type, const void* x, void* y, const void* weight, int weight_type,
+                                 int any_order, int type, const void* x, void* y, const void* weight, int weight_type,
                                  const void* bias, int bias_type, void* mean, void* rstd, void* running_mean,
                                  int running_mean_type, void* running_var, int running_var_type, double running_weight,
                                  int ddof, double eps, int center, void* work, size_t* bytes) {
   const ColumnsForward call{
-      {batch, outer, channels, span, param_span, by_plane != 0},
+      {batch, outer, channels, span, param_span, any_order != 0},
       DType(type),
       x,
       y,
@@ -94,11 +94,11 @@ NF_EXPORT int nf_columns_forward(int64_t batch, int64_t outer, int64_t channels,
 }
 
 NF_EXPORT int nf_columns_backward(int64_t batch, int64_t outer, int64_t channels, int64_t span, int64_t param_span,
-                                  int by_plane, int type, const void* dy, const void* x, const void* mean,
+                                  int any_order, int type, const void* dy, const void* x, const void* mean,
                                   int mean_type, const void* rstd, int rstd_type, const void* weight, int weight_type,
                                   void* dx, void* dweight, int dweight_type, void* dbias, int dbias_type, int center,
                                   int frozen, void* work, size_t* bytes) {
-  const ColumnsBackward call{{batch, outer, channels, span, param_span, by_plane != 0},
+  const ColumnsBackward call{{batch, outer, channels, span, param_span, any_order != 0},
                              DType(type),
                              dy,
                              x,
