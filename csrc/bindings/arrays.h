@@ -184,7 +184,8 @@ Ref new_array(PyArray_Descr* borrowed, int nd, const npy_intp* dims, size_t byte
 class ParamGradient {
  public:
   ParamGradient() = default;  // not wanted
-  ParamGradient(PyArray_Descr* borrowed, int nd, const npy_intp* dims, const int* permutation);
+  // `zero`: nobody will write it, since there are no cells.
+  ParamGradient(PyArray_Descr* borrowed, int nd, const npy_intp* dims, const int* permutation, bool zero);
   void* data() const { return array_ ? PyArray_DATA(array_.array()) : nullptr; }
   DType type() const { return type_; }
   // Doubles in the order of the kernels, rounded once.

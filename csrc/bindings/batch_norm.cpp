@@ -35,7 +35,7 @@ void store_running(const Running& r, const double* batch, npy_intp channels, dou
   const double* before = static_cast<const double*>(r.values.data);
   for (npy_intp c = 0; c < channels; ++c) next[size_t(c)] = running_average(before[c], batch[c], weight);
   // Rounded once to the array's dtype, then laid down whatever its strides and byte order.
-  ParamGradient rounded(PyArray_DESCR(r.target), 1, &channels, nullptr);
+  ParamGradient rounded(PyArray_DESCR(r.target), 1, &channels, nullptr, false);
   rounded.fill(next.data());
   if (PyArray_CopyInto(r.target, rounded.finish().array()) < 0) throw Failure{};
 }
@@ -139,8 +139,8 @@ PyObject* batch_norm_backward(PyObject*, PyObject* const* a, Py_ssize_t) {
     if (needs & need_x) dx.emplace(fn, out, x, inputs, 5);
     PyArray_Descr* descr = w.descr != nullptr ? w.descr : PyArray_DESCR(x.array.array());
     ParamGradient dweight, dbias;
-    if (needs & need_weight) dweight = ParamGradient(descr, 1, &p.channels, nullptr);
-    if (needs & need_bias) dbias = ParamGradient(descr, 1, &p.channels, nullptr);
+    if (needs & need_weight) dweight = ParamGradient(descr, 1, &p.channels, nullptr, x.size() == 0);
+    if (needs & need_bias) dbias = ParamGradient(descr, 1, &p.channels, nullptr, x.size() == 0);
     const ColumnsBackward args{p.columns,
                                PyArray_DATA(dy.array()),
                                x.data(),

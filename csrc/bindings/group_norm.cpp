@@ -83,8 +83,8 @@ PyObject* backward(const char* fn, bool instance, PyObject* dy_obj, PyObject* x_
   if (needs & need_x) dx.emplace(fn, out, x, inputs, 5);
   PyArray_Descr* descr = w.descr != nullptr ? w.descr : PyArray_DESCR(x.array.array());
   ParamGradient dweight, dbias;
-  if (needs & need_weight) dweight = ParamGradient(descr, 1, &channels, nullptr);
-  if (needs & need_bias) dbias = ParamGradient(descr, 1, &channels, nullptr);
+  if (needs & need_weight) dweight = ParamGradient(descr, 1, &channels, nullptr, x.size() == 0);
+  if (needs & need_bias) dbias = ParamGradient(descr, 1, &channels, nullptr, x.size() == 0);
   const DType gradient_type = needs & need_weight ? dweight.type() : dbias.type();
   void* dx_data = !(needs & need_x) ? nullptr : moved ? PyArray_DATA(work.array.array()) : dx->data();
   if (p.samples * groups > 0 && needs != 0) {

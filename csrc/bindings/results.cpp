@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Results: where they are written, memory from the pool, what `out` may overlap, gradients rounded once.
 #include <cstdlib>
+#include <cstring>
 
 #include "../cpu/memory.h"
 #include "arrays.h"
@@ -102,14 +103,17 @@ template <class T> static void round_to(void* out, const double* values, npy_int
   for (npy_intp i = 0; i < n; ++i) p[i] = Cast<T>::from(values[i]);
 }
 
-ParamGradient::ParamGradient(PyArray_Descr* given, int nd, const npy_intp* dims, const int* permutation)
+ParamGradient::ParamGradient(PyArray_Descr* given, int nd, const npy_intp* dims, const int* permutation, bool zero)
     : permutation_(permutation) {
   float_type(given, &type_);
   PyArray_Descr* descr = PyArray_DescrNewByteorder(given, NPY_NATIVE);
   if (descr == nullptr) throw Failure{};
+  const Ref owner(reinterpret_cast<PyObject*>(descr));
   npy_intp order[NPY_MAXDIMS];
-  for (int i = 0; i < nd; ++i) order[i] = dims[permutation != nullptr ? permutation[i] : i];
-  array_ = Ref::checked(PyArray_Zeros(nd, order, descr, 0));
+  size_t bytes = size_t(PyDataType_ELSIZE(descr));
+  for (int i = 0; i < nd; ++i) order[i] = dims[permutation != nullptr ? permutation[i] : i], bytes *= size_t(order[i]);
+  array_ = new_array(descr, nd, order, bytes, nullptr);
+  if (zero) std::memset(data(), 0, bytes);
 }
 
 void ParamGradient::fill(const double* values) {

@@ -70,7 +70,7 @@ template <class T> NF_INLINE MatrixCut cut_matrix(const Columns& g, int arrays, 
   MatrixCut cut;
   cut.width = g.channels * g.span;
   const int64_t column_bytes = g.outer * int64_t(sizeof(T)) * arrays;
-  const int64_t budget = int64_t(cache_sizes().l2) * 3 / 4;
+  const int64_t budget = int64_t(cache_sizes().l2) * 3 / 8;  // results take as much again
   int64_t tile = cut.width;
   // Narrower than this, the runs of a row are too short for the memory system.
   const int64_t least = smaller(cut.width, 512);
@@ -89,7 +89,7 @@ template <class T> NF_INLINE MatrixCut cut_matrix(const Columns& g, int arrays, 
   tile = ceil_div(ceil_div(cut.width, cut.tiles), step) * step;
   cut.tile = smaller(tile, cut.width);
   cut.tiles = ceil_div(cut.width, cut.tile);
-  const bool fits = cut.tile * column_bytes <= 2 * budget;
+  const bool fits = cut.tile * column_bytes <= 4 * budget;
   cut.by_unit = fits && (threads == 1 || g.batch * cut.tiles >= 2 * threads ||
                          g.outer * cut.width * int64_t(sizeof(T)) <= small_work);
   if (!cut.by_unit) cut.tile = cut.width, cut.tiles = 1;
@@ -138,19 +138,12 @@ NF_INLINE Stretches stretch_columns(int64_t columns, int64_t chunks, int threads
 template <class C, class MakeTerm>
 NF_INLINE void sum_planes(const Columns& g, int64_t from, int64_t planes, int64_t first, int64_t n, F64* lanes, double* s,
                           double* q, const MakeTerm& term) {
-  constexpr int64_t group = 16 * Lanes<C>::n;
   for (int64_t i = 0; i < 2 * n; ++i) lanes[i] = splat<double>(0);
   for (int64_t o = from; o < from + planes; ++o)
     for (int64_t i = 0; i < n; ++i) {
       const auto f = term((o * g.channels + first + i) * g.span, i);
       F64 ls = lanes[2 * i], lq = lanes[2 * i + 1];
-      if (g.span <= group) {  // small planes: no loops to set up
-        Vec<C> s3 = splat<C>(0), q3 = s3;
-        add_group<C>(f, 0, g.span, s3, q3);
-        ls = ls + BlockSums<C>::widen(s3), lq = lq + BlockSums<C>::widen(q3);
-      } else {
-        add_blocks<C>(f, 0, g.span, ls, lq);
-      }
+      add_run<C>(f, g.span, ls, lq);
       lanes[2 * i] = ls, lanes[2 * i + 1] = lq;
     }
   int64_t i = 0;

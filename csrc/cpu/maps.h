@@ -236,7 +236,7 @@ NF_INLINE void map_table(T* y, int64_t rows, int64_t n, int64_t pitch, const Op&
 
 // y = fma(x - hi, s, t)
 template <class C, class T> struct TableAffineOp {
-  static constexpr int together = 4;
+  static constexpr int together = sizeof(T) == sizeof(C) ? 4 : 1;
   const T* x;
   const C *hi, *s, *t;
   using V = Vec<C>;
@@ -289,7 +289,7 @@ template <class C, class T, bool Center> struct TableHatOp {
 
 // dx = fma(dy, p, fma(x - hi, q, t))
 template <class C, class T> struct TableGradientOp {
-  static constexpr int together = 4;
+  static constexpr int together = sizeof(T) == sizeof(C) ? 4 : 1;
   const T *dy, *x;
   const C *hi, *p, *q, *t;
   using V = Vec<C>;

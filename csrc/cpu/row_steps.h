@@ -61,6 +61,8 @@ template <class T> struct Group {
   double *dweight, *dbias;  // the block's sums
   C *chain_w, *chain_b;     // sums of the chains so far, when the group is done in parts
   int64_t next = 0;         // cells from a row to the one whose turn is next, 0: nothing to fetch
+  int64_t column = 0;       // of the first cell, where a group is all there is: its sums are the gradients
+  bool stream_gradients = false;
 };
 
 // A row that float cannot hold: dx in double into `out`, its share of dweight straight into the block's sums.
@@ -145,6 +147,28 @@ __attribute__((noinline)) bool short_sums(const Backward<T>& f, Group<T>& u) {
   return true;
 }
 
+// The gradients of the k columns from `at` on, whose sums these are; streamed past the cache if that is wanted.
+template <class C, class G> NF_INLINE void put_gradients_as(void* out, int64_t at, Vec<C> sums, int k, bool stream) {
+  G* to = static_cast<G*>(out) + at;
+  if constexpr (sizeof(C) > sizeof(float) && sizeof(G) < sizeof(C)) {  // cell by cell: float64 x with narrower parameters
+    C cells[Lanes<C>::n];
+    store(cells, sums);
+    for (int i = 0; i < k; ++i) to[i] = Cast<G>::from(cells[i]);
+  } else if (k < Lanes<C>::n) Cells<C, G>::store_n(to, sums, k);
+  else if (stream) Cells<C, G>::stream(to, sums);
+  else Cells<C, G>::store(to, sums);
+}
+template <class C>
+NF_INLINE void put_gradients(DType type, void* out, int64_t at, Vec<C> sums, int k, bool stream) {
+  if (out == nullptr) return;
+  switch (type) {
+    case DType::f64: return put_gradients_as<C, double>(out, at, sums, k, stream);
+    case DType::f32: return put_gradients_as<C, float>(out, at, sums, k, stream);
+    case DType::f16: return put_gradients_as<C, f16>(out, at, sums, k, stream);
+    case DType::bf16: return put_gradients_as<C, bf16>(out, at, sums, k, stream);
+  }
+}
+
 // Step two for the cells [c, c + width*L) of rows [i0, i1) (or the last `k` cells). i0 is a multiple of four. Meanwhile
 // the rows that come next are fetched, so that reading and writing overlap.
 template <class T, int width, bool Center, bool Stream, bool Dx, bool Partial>
@@ -214,10 +238,16 @@ NF_INLINE void columns_step(const Backward<T>& f, const Group<T>& u, int i0, int
   }
 #pragma GCC unroll 4
   for (int j = 0; j < width; ++j) {
+    if (u.dweight == nullptr) {
+      const int64_t at = u.column + c + j * L;
+      const bool past = Stream && u.stream_gradients;
+      put_gradients<C>(f.a.gradient_type, f.a.dweight, at, sum_w[j], Partial ? k : int(L), past);
+      put_gradients<C>(f.a.gradient_type, f.a.dbias, at, sum_b[j], Partial ? k : int(L), past);
+      continue;
+    }
     add_wide(u.dweight + c + j * L, sum_w[j]);
     add_wide(u.dbias + c + j * L, sum_b[j]);
   }
-  (void)f;
 }
 
 // Registers decide how many vectors go down the rows together; the bits do not depend on it.

@@ -237,8 +237,8 @@ __attribute__((noinline)) void forward_some(const Forward<T>& f, int64_t first) 
   }
   for (int i = 0; i < some_group; ++i) {
     F64 si = splat<double>(0), qi = si;
-    if constexpr (Center) add_blocks<C>(Shifted<C, T>{x + i * n, C(shift[i])}, 0, n, si, qi);
-    else add_blocks<C>(Squared<C, T>{x + i * n}, 0, n, si, qi);
+    if constexpr (Center) add_run<C>(Shifted<C, T>{x + i * n, C(shift[i])}, n, si, qi);
+    else add_run<C>(Squared<C, T>{x + i * n}, n, si, qi);
     v[i] = si, w[i] = qi;
   }
   store(s, sum_lanes8(v)), store(q, sum_lanes8(w));

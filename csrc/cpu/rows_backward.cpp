@@ -23,6 +23,9 @@ template <class T> NF_INLINE int64_t padded(int64_t n) {
   return (n + L - 1) / L * L;
 }
 
+// Does an array start on a cache line? (None does.)
+NF_INLINE bool on_lines(const void* p) { return reinterpret_cast<uintptr_t>(p) % 64 == 0; }
+
 template <class T>
 NF_INLINE void fill_group(const Backward<T>& f, Group<T>& u, int64_t phase, int64_t block, int64_t first, int64_t end,
                           int slot) {
@@ -187,51 +190,36 @@ template <class T> void sum_blocks(const Backward<T>& f) {
   out.flush();
 }
 
-// One group of rows: a stretch of columns is finished before the next is begun, and its sums need no more room than that.
+// One group of rows and no more: its sums are the gradients.
 template <class T> struct OneGroup {
   const Backward<T>& f;
   Group<T> group;
-  double* sums;  // [slot][2][stretch]
-  int i0, i1;    // rows between the two steps, see at_once
+  int i0, i1;  // rows between the two steps, see at_once
 };
-constexpr int64_t stretch = 512;  // whose sums stay in the first-level cache
 template <class T, bool Center> void one_group_sums(void* context, int64_t begin, int64_t end, int) {
   OneGroup<T>& s = *static_cast<OneGroup<T>*>(context);
   for (int64_t i = begin; i < end; ++i) row_sums<T, Center>(s.f, s.group, s.i0 + int(i), nullptr);
 }
-template <class T, bool Center> void one_group_columns(void* context, int64_t begin, int64_t end, int slot) {
+constexpr int64_t stretch = 4096;  // columns that a thread takes at once
+template <class T, bool Center> void one_group_columns(void* context, int64_t begin, int64_t end, int) {
   const OneGroup<T>& s = *static_cast<const OneGroup<T>*>(context);
-  const Backward<T>& f = s.f;
-  double *dweight = s.sums + slot * 2 * stretch, *dbias = dweight + stretch;
-  const bool last = s.i1 == s.group.rows;
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t from = item * stretch, n = f.n - from < stretch ? f.n - from : stretch;
-    Group<T> u = s.group;
-    for (int i = 0; i < u.rows; ++i) u.dy[i] += from, u.x[i] += from, u.dx[i] += f.a.dx != nullptr ? from : 0;
-    if (u.w != nullptr) u.w += from;
-    if (u.chain_w != nullptr) u.chain_w += from, u.chain_b += from;
-    u.dweight = dweight, u.dbias = dbias;
-    if (last) std::memset(dweight, 0, size_t(2 * stretch) * sizeof(double));
-    columns_range<T, Center>(f, u, s.i0, s.i1, 0, n);
-    if (!last) continue;
-    round_gradients(f.a.gradient_type, f.a.dweight, from, dweight, n);
-    round_gradients(f.a.gradient_type, f.a.dbias, from, dbias, n);
-  }
+  const int64_t last = end * stretch;
+  columns_range<T, Center>(s.f, s.group, s.i0, s.i1, begin * stretch, last < s.f.n ? last : s.f.n);
 }
 template <class T, bool Center> bool one_group_backward(Backward<T>& f) {
   const int threads = f.threads;
   const int64_t stretches = (f.n + stretch - 1) / stretch;
-  Work<double> sums(threads * 2 * stretch);
   Work<typename TypeOf<T>::compute> chains(f.phase_rows > f.at_once ? 2 * padded<T>(f.n) : 0);
-  if (sums.failed() || chains.failed()) return false;
+  if (chains.failed()) return false;
   f.chain_sums = chains.p;
-  OneGroup<T> s{f, {}, sums.p, 0, 0};
+  OneGroup<T> s{f, {}, 0, 0};
   fill_group(f, s.group, 0, 0, 0, f.phase_rows, 0);
   s.group.dweight = s.group.dbias = nullptr;
+  s.group.stream_gradients = on_lines(f.a.dweight) && on_lines(f.a.dbias);
   for (s.i0 = 0; s.i0 < s.group.rows; s.i0 = s.i1) {
     s.i1 = s.i0 + f.at_once < s.group.rows ? s.i0 + f.at_once : s.group.rows;
     parallel_for(s.i1 - s.i0, threads == 1 ? group_rows : 1, one_group_sums<T, Center>, &s, threads);
-    parallel_for(stretches, threads == 1 ? stretches : 8, one_group_columns<T, Center>, &s, threads);
+    parallel_for(stretches, threads == 1 ? stretches : 1, one_group_columns<T, Center>, &s, threads);
   }
   return true;
 }
@@ -251,7 +239,7 @@ template <class T, bool Center> bool backward_cells(Backward<T>& f) {
   const int64_t share = (f.phase_rows + 31) / 32;
   f.block_rows = share < 64 ? 64 : (share + group_rows - 1) / group_rows * group_rows;
   f.blocks = (f.phase_rows + f.block_rows - 1) / f.block_rows;
-  f.streaming = f.streaming && row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(f.a.dx) % 64 == 0;
+  f.streaming = f.streaming && row_bytes % 64 == 0 && on_lines(f.a.dx);
   // Four rows, one link of the chains: rows a multiple of a page long would meet in the same lines of the cache.
   f.at_once = f.one_vector || group_rows * 2 * row_bytes <= (int64_t(1) << 14) ? group_rows : 4;
   if (f.g.period == 1 && f.phase_rows <= group_rows && f.a.g.span == 1 && !f.extreme && !f.one_vector) {
@@ -281,7 +269,7 @@ NF_INLINE void four_slopes(const T* dy, const T* x, C shift, int64_t span, int64
     F64 v[8];
     for (int j = 0; j < 4; ++j) {
       F64 s = splat<double>(0), q = s;
-      add_blocks<C>(Slopes<C, T>{dy + j * span, x + j * span, shift}, 0, span, s, q);
+      add_run<C>(Slopes<C, T>{dy + j * span, x + j * span, shift}, span, s, q);
       v[j] = s, v[4 + j] = q;
     }
     store(out, sum_lanes8(v));

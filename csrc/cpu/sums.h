@@ -112,6 +112,14 @@ template <class C, class Term> NF_INLINE void add_blocks(const Term& f, int64_t 
   }
 }
 
+// The same for the first n cells of a run, often fewer than a group: no loops to set up.
+template <class C, class Term> NF_INLINE void add_run(const Term& f, int64_t n, F64& s, F64& q) {
+  if (n > 16 * Lanes<C>::n) return add_blocks<C>(f, 0, n, s, q);
+  Vec<C> s3 = splat<C>(0), q3 = s3;
+  add_group<C>(f, 0, n, s3, q3);
+  s = s + BlockSums<C>::widen(s3), q = q + BlockSums<C>::widen(q3);
+}
+
 // Sums over the cells [i, n) of one chunk; n - i <= chunk_cells.
 template <class C, class Term> NF_INLINE Sums chunk_sums(const Term& f, int64_t i, int64_t n) {
   F64 s = splat<double>(0), q = splat<double>(0);
