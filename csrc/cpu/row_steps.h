@@ -113,10 +113,10 @@ template <class T, bool Center, bool Whole>
 __attribute__((noinline)) bool short_sums(const Backward<T>& f, Group<T>& u) {
   using C = typename TypeOf<T>::compute;
   using V = Vec<C>;
-  double mean[group_rows] = {}, rstd[group_rows] = {};
+  double mean[group_rows], rstd[group_rows];
   int extreme = 0;
   for (int i = 0; i < u.rows; ++i) mean[i] = mean_of(f, u.index[i]), rstd[i] = rstd_of_row(f, u.index[i]);
-  for (int i = u.rows; i < group_rows; ++i) rstd[i] = 1;
+  for (int i = u.rows; i < group_rows; ++i) mean[i] = 0, rstd[i] = 1;
   for (int i = 0; i < group_rows; ++i) extreme |= !fits_single_backward(mean[i], rstd[i]);
   if (sizeof(C) == 4 && extreme != 0) return false;
   for (int i = 0; i < group_rows; ++i) {
