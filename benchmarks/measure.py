@@ -1,7 +1,9 @@
 """Timing: contenders take turns in one process, round by round; noisy samples are thrown away and counted.
 
-One sample is as many calls as fill `SHORTEST` seconds. Before it stand a pause (with several threads: the pools of the
-contender before must have gone to sleep) and one untimed call (it warms the caches and wakes this contender's threads).
+One sample is as many calls as fill `SHORTEST` seconds. Before it stands a call that brings this contender's data into the
+caches. With several threads a pause comes first, in which the pools of the contender before go to sleep, and `AWAKE`
+seconds of calls follow, in which this contender's threads wake up: some contenders wait for theirs in the first call,
+others work without them until they have come. The first call after the pause is kept by itself, as `first`.
 A ratio is the median of the ratios within rounds, so that slow drifts of the machine cancel.
 """
 
@@ -18,6 +20,7 @@ from .counters import Counters
 
 SHORTEST = 2e-4  # seconds per sample, at least
 PAUSE = 6e-3  # before each sample when there are several threads, at least
+AWAKE = 1e-3  # of calls after it, at least, before the sample
 AT_REST = 0.2  # CPUs in use below which the threads of the contender before count as asleep
 WAITED = 0.02  # share of a sample that threads may wait for a CPU before it is rejected
 WAITED_BEYOND = 0.10  # where threads are woken, which counts as waiting: what they may wait beyond their usual share
@@ -36,11 +39,13 @@ class Series:
     """The samples of one contender; a round in which it has no accepted sample is missing from `seconds`."""
 
     calls: int = 1
+    each: float = 0.0  # seconds, at calibration
     slow: bool = False  # takes part in every third round, and needs no untimed call before
     tolerated: float = WAITED
     seconds: dict[int, float] = field(default_factory=dict)  # round -> seconds per call
     rejected: int = 0
     noisy: dict[int, tuple[float, float]] = field(default_factory=dict)  # round -> (share waited, seconds per call)
+    first: list[float] = field(default_factory=list)  # seconds of the first call, after the pause if there is one
     faults: list[float] = field(default_factory=list)  # per call
     cpus: list[float] = field(default_factory=list)  # CPU time over time
     waited: list[float] = field(default_factory=list)  # share of the time that threads waited for a CPU
@@ -61,6 +66,7 @@ class Series:
         return {
             "seconds": middle,
             "fastest": values[0],
+            "first": median(self.first) if self.first else middle,
             "spread": (_quantile(values, 0.75) - _quantile(values, 0.25)) / middle,
             "samples": len(values),
             "rejected": self.rejected,
@@ -102,9 +108,9 @@ def measure(
     series: dict[str, Series] = {}
     for name, contender in contenders.items():
         calls, seconds = calibrate(contender)
-        series[name] = Series(calls, seconds > SLOW)
+        series[name] = Series(calls, seconds, seconds > SLOW)
         if threads > 1 or contender.hands_over:
-            usual = min(_once(contender, Series(calls), counters, threads)[0] for _ in range(3))
+            usual = min(_once(contender, Series(calls, seconds), counters, threads)[0] for _ in range(3))
             series[name].tolerated = usual + WAITED_BEYOND
     names, start = list(contenders), perf_counter()
     for number in range(rounds):
@@ -136,7 +142,9 @@ def _once(contender: Sampled, series: Series, counters: Counters, threads: int) 
     if threads > 1:
         _rest()
     if not series.slow:
-        contender.sample(1)
+        series.first.append(contender.sample(1))
+        if threads > 1 and series.each < AWAKE:
+            contender.sample(ceil(AWAKE / max(series.each, 1e-7)))
     before = counters.read()
     cpu, start = process_time(), perf_counter()
     taken = contender.sample(series.calls)

@@ -191,7 +191,8 @@ PyObject* backward(const Norm& norm, PyObject* dy_obj, PyObject* x_obj, PyObject
   }
   PyArray_Descr* descr = w.descr != nullptr ? w.descr : PyArray_DESCR(x.array.array());
   ParamGradient dweight, dbias;
-  if (needs & need_weight) dweight = ParamGradient(descr, p.param_nd, p.param_dims, p.param_permutation(), x.size() == 0);
+  if (needs & need_weight)
+    dweight = ParamGradient(descr, p.param_nd, p.param_dims, p.param_permutation(), x.size() == 0);
   if (needs & need_bias) dbias = ParamGradient(descr, p.param_nd, p.param_dims, p.param_permutation(), x.size() == 0);
   const DType gradient_type = needs & need_weight ? dweight.type() : dbias.type();
   if (p.count > 0 && needs != 0) {

@@ -101,8 +101,8 @@ NF_INLINE void batch_strips(const Term& f, int64_t begin, int64_t end, int64_t c
 }
 
 template <class C, class Term>
-__attribute__((noinline)) void batch_chunk(const Term& f, int64_t begin, int64_t end, int64_t c0, int64_t c1, bool ahead,
-                                           double* s, double* q) {
+__attribute__((noinline)) void batch_chunk(const Term& f, int64_t begin, int64_t end, int64_t c0, int64_t c1,
+                                           bool ahead, double* s, double* q) {
   const int64_t together = c1 - c0 == f.pitch ? rows_together(f.pitch, Lanes<C>::n) : 1;
   if (together == 1 || end - begin < together) return batch_strips<C>(f, begin, end, c0, c1, ahead, s, q);
   C shifts[most_together];

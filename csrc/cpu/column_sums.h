@@ -82,7 +82,9 @@ template <class C, class T> struct ColumnShifted {
       b = c = a;
     }
   };
-  __attribute__((always_inline)) inline Laps along(C* laps) const { return {x, repeat(shift, pitch, Lanes<C>::n, laps)}; }
+  __attribute__((always_inline)) inline Laps along(C* laps) const {
+    return {x, repeat(shift, pitch, Lanes<C>::n, laps)};
+  }
   __attribute__((always_inline)) inline ColumnShifted together(int64_t rows, C* shifts) const {
     return {x, rows * pitch, repeat(shift, pitch, rows, shifts)};
   }
@@ -149,7 +151,9 @@ template <class C, class T> struct ColumnSlopes {
       if (n < Lanes<C>::n) c = first_n(n, c, splat<C>(0));
     }
   };
-  __attribute__((always_inline)) inline Laps along(C* laps) const { return {dy, x, repeat(shift, pitch, Lanes<C>::n, laps)}; }
+  __attribute__((always_inline)) inline Laps along(C* laps) const {
+    return {dy, x, repeat(shift, pitch, Lanes<C>::n, laps)};
+  }
   __attribute__((always_inline)) inline ColumnSlopes together(int64_t rows, C* shifts) const {
     return {dy, x, rows * pitch, repeat(shift, pitch, rows, shifts)};
   }

@@ -189,11 +189,11 @@ template <class T> void find_moments(const Forward<T>& f, Unit<T>& u) {
 template <class T> __attribute__((noinline)) void write_stats(const Forward<T>& f, Unit<T>& u) {
   using S = typename TypeOf<T>::stat;
   const int64_t channels = (u.c1 - u.c0) / f.g.span, at = u.b * f.g.channels + u.c0 / f.g.span;
-  const double *__restrict mean = u.mean, *__restrict var = u.var, eps = f.a.eps;
+  const double* __restrict mean = u.mean, * __restrict var = u.var, eps = f.a.eps;
   double* __restrict rstd = u.rstd;
   for (int64_t i = 0; i < channels; ++i) rstd[i] = rstd_of(var[i], eps);
   if (f.a.batch_mean != nullptr) {
-    double *__restrict mean_out = f.a.batch_mean + at, *__restrict var_out = f.a.batch_var + at;
+    double* __restrict mean_out = f.a.batch_mean + at, * __restrict var_out = f.a.batch_var + at;
     for (int64_t i = 0; i < channels; ++i) mean_out[i] = mean[i], var_out[i] = not_negative(var[i]);
   }
   if (f.a.mean != nullptr) {
@@ -316,9 +316,9 @@ __attribute__((noinline)) void plane_shifts(const Forward<T>& f, int64_t first, 
     return (of(0) * quarter + of(last) * quarter) + (of(last / 3) * quarter + of(2 * last / 3) * quarter);
   };
   const auto lanes = [&](int64_t c) __attribute__((always_inline)) {
-    return BlockSums<C>::widen(
-        average([&](int64_t o) __attribute__((always_inline)) { return pilot_lanes<C>(plane(f, o, c), n); },
-                splat<C>(C(0.25))));
+    return BlockSums<C>::widen(average([&](int64_t o)
+                                           __attribute__((always_inline)) { return pilot_lanes<C>(plane(f, o, c), n); },
+                                       splat<C>(C(0.25))));
   };
   constexpr int64_t L = Lanes<C>::n;
   for (int64_t c = 0; c < channels;) {

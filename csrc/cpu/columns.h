@@ -77,6 +77,9 @@ template <class T> NF_INLINE MatrixCut cut_matrix(const Columns& g, int arrays, 
   if (tile * column_bytes > budget) tile = larger(least, budget / column_bytes);
   // Where columns are short, their tables are larger than their cells.
   tile = smaller(tile, 8192);
+  // What the caches hold anyhow is cut finer, for all threads to have some.
+  if (threads > 1 && cut.width * column_bytes <= 4 * int64_t(cache_sizes().l2))
+    tile = smaller(tile, larger(narrow_batch, ceil_div(cut.width, ceil_div(2 * threads, g.batch))));
   // Whole channels and, if possible, whole vectors.
   // Layer norm over a middle axis sums dweight over segments of the row: tiles hold whole ones.
   const int64_t step = g.param_span == 0  ? row_segment
@@ -90,8 +93,7 @@ template <class T> NF_INLINE MatrixCut cut_matrix(const Columns& g, int arrays, 
   cut.tile = smaller(tile, cut.width);
   cut.tiles = ceil_div(cut.width, cut.tile);
   const bool fits = cut.tile * column_bytes <= 4 * budget;
-  cut.by_unit = fits && (threads == 1 || g.batch * cut.tiles >= 2 * threads ||
-                         g.outer * cut.width * int64_t(sizeof(T)) <= small_work);
+  cut.by_unit = fits && (threads == 1 || g.batch * cut.tiles >= 2 * threads);
   if (!cut.by_unit) cut.tile = cut.width, cut.tiles = 1;
   return cut;
 }
@@ -119,7 +121,9 @@ template <class U> NF_INLINE void clear_totals(U& u, int64_t n) {
 }
 
 // The rows that are summed as one chunk, whoever does it.
-template <class C> NF_INLINE int64_t chunk_rows(const Columns& g) { return g.any_order ? batch_chunk_rows : chunk_cells<C>; }
+template <class C> NF_INLINE int64_t chunk_rows(const Columns& g) {
+  return g.any_order ? batch_chunk_rows : chunk_cells<C>;
+}
 
 // How the sums of one unit are shared out between threads: chunks of rows times stretches of columns, as few
 // stretches as keep the threads busy, since long runs of a row suit the memory system. Matrices that batch norm sums several
@@ -136,8 +140,8 @@ NF_INLINE Stretches stretch_columns(int64_t columns, int64_t chunks, int threads
 // Planes: the sums of `planes` runs of g.span cells from plane `from` on, g.channels apart, of each of n channels. `term`
 // makes the term of a run from its first cell and its channel; lanes has room for [2] of each channel.
 template <class C, class MakeTerm>
-NF_INLINE void sum_planes(const Columns& g, int64_t from, int64_t planes, int64_t first, int64_t n, F64* lanes, double* s,
-                          double* q, const MakeTerm& term) {
+NF_INLINE void sum_planes(const Columns& g, int64_t from, int64_t planes, int64_t first, int64_t n, F64* lanes,
+                          double* s, double* q, const MakeTerm& term) {
   for (int64_t i = 0; i < 2 * n; ++i) lanes[i] = splat<double>(0);
   for (int64_t o = from; o < from + planes; ++o)
     for (int64_t i = 0; i < n; ++i) {
@@ -327,8 +331,8 @@ void map_matrix(const ForwardMap<T>& f, int64_t begin, int64_t end, int64_t c0, 
     for (int64_t o = begin; o < end; ++o) map_row_carefully(f, o, x + o * width, y + o * width);
   } else if (f.g.param_span == 0) {
     map_tables<C, Stream>(y, begin, end, f.tile, width, 1, [&](int64_t o) {
-      return TableHatOp<C, T, Center>{x + o * width, f.hi, f.s, f.t, f.w != nullptr ? f.w + o : nullptr,
-                                      f.b != nullptr ? f.b + o : nullptr};
+      return TableHatOp<C, T, Center>{
+          x + o * width, f.hi, f.s, f.t, f.w != nullptr ? f.w + o : nullptr, f.b != nullptr ? f.b + o : nullptr};
     });
   } else if (in_runs(f.g)) {
     for (int64_t o = begin; o < end; ++o)

@@ -316,19 +316,16 @@ void map_matrix(const Backward<T>& f, const Unit<T>& u, int64_t begin, int64_t e
     map_tables<C, Stream>(dx, begin, end, tile, width, f.repeats, op);
   };
   if (u.extreme) {
-    for (int64_t o = begin; o < end; ++o)
-      map_row_carefully(f, u, o, dy + o * width, x + o * width, dx + o * width);
+    for (int64_t o = begin; o < end; ++o) map_row_carefully(f, u, o, dy + o * width, x + o * width, dx + o * width);
   } else if (by_rows(f)) {
     const auto weights = [&](int64_t o) { return f.w != nullptr ? f.w + o : nullptr; };
     if (f.a.center)
       through_tables([&](int64_t o) {
-        return TableHatGradientOp<C, T, true>{dy + o * width, x + o * width, u.hi,   u.p,
-                                              u.t,            u.q,           u.b_of, weights(o)};
+        return TableHatGradientOp<C, T, true>{dy + o * width, x + o * width, u.hi, u.p, u.t, u.q, u.b_of, weights(o)};
       });
     else
       through_tables([&](int64_t o) {
-        return TableHatGradientOp<C, T, false>{dy + o * width, x + o * width, u.hi,   u.p,
-                                               u.t,            u.q,           u.b_of, weights(o)};
+        return TableHatGradientOp<C, T, false>{dy + o * width, x + o * width, u.hi, u.p, u.t, u.q, u.b_of, weights(o)};
       });
   } else if (in_runs(f.g)) {
     const int64_t run = f.g.param_span;
@@ -342,7 +339,8 @@ void map_matrix(const Backward<T>& f, const Unit<T>& u, int64_t begin, int64_t e
   } else if (f.a.frozen) {
     through_tables([&](int64_t o) { return TableAffineOp<C, T>{dy + o * width, u.hi, u.p, u.t}; });
   } else {
-    through_tables([&](int64_t o) { return TableGradientOp<C, T>{dy + o * width, x + o * width, u.hi, u.p, u.q, u.t}; });
+    through_tables(
+        [&](int64_t o) { return TableGradientOp<C, T>{dy + o * width, x + o * width, u.hi, u.p, u.q, u.t}; });
   }
   stream_fence(Stream);
 }

@@ -150,7 +150,8 @@ __attribute__((noinline)) bool short_sums(const Backward<T>& f, Group<T>& u) {
 // The gradients of the k columns from `at` on, whose sums these are; streamed past the cache if that is wanted.
 template <class C, class G> NF_INLINE void put_gradients_as(void* out, int64_t at, Vec<C> sums, int k, bool stream) {
   G* to = static_cast<G*>(out) + at;
-  if constexpr (sizeof(C) > sizeof(float) && sizeof(G) < sizeof(C)) {  // cell by cell: float64 x with narrower parameters
+  if constexpr (sizeof(C) > sizeof(float) &&
+                sizeof(G) < sizeof(C)) {  // cell by cell: float64 x with narrower parameters
     C cells[Lanes<C>::n];
     store(cells, sums);
     for (int i = 0; i < k; ++i) to[i] = Cast<G>::from(cells[i]);
@@ -158,8 +159,7 @@ template <class C, class G> NF_INLINE void put_gradients_as(void* out, int64_t a
   else if (stream) Cells<C, G>::stream(to, sums);
   else Cells<C, G>::store(to, sums);
 }
-template <class C>
-NF_INLINE void put_gradients(DType type, void* out, int64_t at, Vec<C> sums, int k, bool stream) {
+template <class C> NF_INLINE void put_gradients(DType type, void* out, int64_t at, Vec<C> sums, int k, bool stream) {
   if (out == nullptr) return;
   switch (type) {
     case DType::f64: return put_gradients_as<C, double>(out, at, sums, k, stream);

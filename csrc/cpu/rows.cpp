@@ -217,8 +217,9 @@ template <class T, bool Center, bool Stream> void forward_short(void* context, i
 
 // Likewise, where the first-level cache holds eight rows, of one chunk each: beyond, the map would wait for the second.
 // The bits are those of run_moments.
+constexpr int64_t some_bytes = 4096;
 // Rows that come from memory arrive more evenly one by one, unless they are so short that arithmetic decides.
-constexpr int64_t some_bytes = 4096, some_bytes_streaming = 512;
+constexpr int64_t some_bytes_streaming = 512;
 constexpr int some_group = 8;
 
 template <class T, bool Stream, bool Center>

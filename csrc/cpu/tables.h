@@ -14,12 +14,12 @@ namespace nf {
 namespace {
 
 // Up to this many bytes of x a call stays on its thread: another costs more than it saves, and much more where it must
-// be woken first.
+// be woken first, unless it will be needed again at once.
 constexpr int64_t small_work = 512 << 10, small_work_awake = 128 << 10;
 inline int threads_for(int64_t bytes) {
   const int threads = get_threads();
   if (threads == 1 || bytes <= small_work_awake) return 1;
-  return bytes > small_work || workers_awake() ? threads : 1;
+  return bytes > small_work || workers_awake() || calls_in_a_row() ? threads : 1;
 }
 
 // out[j] += v[j] for the lanes of v, in double.

@@ -54,6 +54,8 @@ class StayAway {
 #endif
 };
 
+inline void move_away(int cpu) { const StayAway elsewhere(cpu); }
+
 // The pieces of one thread, its owner. Others take from them when their own are done, but for the last while the owner
 // is there: what is left by then is not worth moving between caches.
 struct alignas(64) Share {
@@ -121,9 +123,7 @@ struct Pool {
   std::condition_variable wake;
 
   void work(int slot) {
-    {
-      const StayAway elsewhere(caller_cpu.load(std::memory_order_relaxed));
-    }  // new threads start beside their maker
+    move_away(caller_cpu.load(std::memory_order_relaxed));  // new threads start beside their maker
     uint64_t seen = 0;
     for (;;) {
       await(seen);
@@ -242,6 +242,13 @@ bool workers_awake() {
   const Pool* pool = the_pool.load(std::memory_order_acquire);
   return pool != nullptr && pool->workers.load(std::memory_order_relaxed) > 0 &&
          pool->sleepers.load(std::memory_order_relaxed) == 0;
+}
+
+bool calls_in_a_row() {
+  static std::atomic<int64_t> last{INT64_MIN / 2};
+  using namespace std::chrono;
+  const int64_t now = duration_cast<microseconds>(steady_clock::now().time_since_epoch()).count();
+  return now - last.exchange(now, std::memory_order_relaxed) < 1000;
 }
 
 void parallel_for(int64_t n, int64_t grain, Body body, void* context, int threads, Direction direction) {

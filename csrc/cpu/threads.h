@@ -12,15 +12,15 @@ namespace nf {
 // therefore not fixed: a body must give the same result whoever runs it. Runs inline when there is one piece, one
 // thread, or the pool is busy (nested calls and callers on other Python threads).
 using Body = void (*)(void* context, int64_t begin, int64_t end, int slot);
-enum class Direction {
-  forwards,
-  backwards
-};  // backwards: the last pieces of each share first, of which most is cached
+// Backwards: the last pieces of each share first, of which most is cached.
+enum class Direction { forwards, backwards };
 void parallel_for(int64_t n, int64_t grain, Body body, void* context, int threads,
                   Direction direction = Direction::forwards);
 
 // Do the workers spin, so that they start within a microsecond? Asleep, they take many times as long.
 bool workers_awake();
+// Was this asked a short while ago already? Then the caller is in a loop, and workers will be worth their waking.
+bool calls_in_a_row();
 
 int get_threads();
 void set_threads(int n);
