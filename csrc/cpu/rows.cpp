@@ -128,16 +128,18 @@ template <class T, bool Center, bool Stream> void forward_rows(void* context, in
 // rows at once. The bits are those of few_moments and map_row.
 constexpr int short_group = 16;
 
-// The sums of the cells less the row's shift, and of their squares.
-template <class T, bool Whole> NF_INLINE void short_sums(const T* x, int n, const double* shift, double* s, double* q) {
+// The sums of the cells less the row's shift, if there is one, and of their squares.
+template <class T, bool Center, bool Whole>
+NF_INLINE void short_sums(const T* x, int n, const double* shift, double* s, double* q) {
   for (int i = 0; i < short_group; i += 8) {
     F64 v[8], w[8];
     for (int j = 0; j < 8; ++j) {
-      const FewCells<T, Whole> row(x + (i + j) * int64_t(n), n, shift[i + j]);
-      v[j] = row.a + row.b, w[j] = fma(row.b, row.b, row.a * row.a);
+      const FewCells<T, Whole, Center> row(x + (i + j) * int64_t(n), n, Center ? shift[i + j] : 0.0);
+      w[j] = fma(row.b, row.b, row.a * row.a);
+      if constexpr (Center) v[j] = row.a + row.b;
     }
-    store(s + i, sum_lanes8(v));
     store(q + i, sum_lanes8(w));
+    if constexpr (Center) store(s + i, sum_lanes8(v));
   }
 }
 
@@ -148,15 +150,15 @@ __attribute__((noinline)) void forward_group(const Forward<T>& f, int64_t first)
   const int n = Whole ? int(few_cells) : int(f.n);
   const double cells = double(n);
   const T* x = static_cast<const T*>(f.a.x) + first * n;
-  double shift[short_group] = {}, s[short_group], q[short_group];
+  double shift[short_group], s[short_group], q[short_group];
   double mean[short_group], mean_lo[short_group], var[short_group], rstd[short_group];
   C hi[short_group], rs[short_group], t[short_group];
   if constexpr (Center)
     for (int i = 0; i < short_group; ++i) shift[i] = double(Cast<T>::get(x[i * n]));
-  short_sums<T, Whole>(x, n, shift, s, q);
+  short_sums<T, Center, Whole>(x, n, shift, s, q);
   if constexpr (Center && !few_in_one_pass<T>) {
     for (int i = 0; i < short_group; ++i) shift[i] = shift[i] + s[i] / cells;
-    short_sums<T, Whole>(x, n, shift, s, q);
+    short_sums<T, Center, Whole>(x, n, shift, s, q);
   }
   // Loops that compilers turn into vectors.
   int extreme = 0;

@@ -264,8 +264,8 @@ template <class C> NF_INLINE Moments quick_moments(Sums t, double k, int64_t n, 
 constexpr int64_t few_cells = 16;
 template <class T> constexpr bool few_in_one_pass = sizeof(typename TypeOf<T>::compute) == 4;
 
-// Few cells in double, less a shift: two vectors, zeros behind the end. `Whole`: all sixteen.
-template <class T, bool Whole> struct FewCells {
+// Few cells in double, less a shift: two vectors, zeros behind the end. `Whole`: all sixteen. Not `Center`: no shift.
+template <class T, bool Whole, bool Center> struct FewCells {
   F64 a, b;
   __attribute__((always_inline)) inline FewCells(const T* x, int n, double shift) {
     if constexpr (few_in_one_pass<T>) {  // by way of float, which holds the shift, too
@@ -279,13 +279,13 @@ template <class T, bool Whole> struct FewCells {
       a = Whole || n >= 8 ? X::load(x) : X::load_n(x, n, shift);
       b = Whole || n == few_cells ? X::load(x + 8) : n > 8 ? X::load_n(x + 8, n - 8, shift) : splat<double>(shift);
     }
-    a = a - splat<double>(shift), b = b - splat<double>(shift);
+    if constexpr (Center) a = a - splat<double>(shift), b = b - splat<double>(shift);
   }
 };
 
 // Their moments, as rows.cpp computes them for many rows at once.
 template <class T, bool Center> NF_INLINE Moments few_moments(const T* x, int n) {
-  using Few = FewCells<T, false>;
+  using Few = FewCells<T, false, Center>;
   if constexpr (Center) {
     double shift = double(Cast<T>::get(x[0]));
     if constexpr (!few_in_one_pass<T>) {
