@@ -40,7 +40,7 @@ class Series:
 
     calls: int = 1
     each: float = 0.0  # seconds, at calibration
-    slow: bool = False  # takes part in every third round, and needs no untimed call before
+    slow: bool = False  # takes part in every third round, and needs no call before
     tolerated: float = WAITED
     seconds: dict[int, float] = field(default_factory=dict)  # round -> seconds per call
     rejected: int = 0

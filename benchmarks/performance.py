@@ -14,6 +14,7 @@ from statistics import median
 
 from . import chart
 from .bounds import bound_by, cache_bytes
+from .peers import SUBJECT
 from .report import duration
 from .results import FRESH_BYTES, Board, Cell, geometric_mean, load
 
@@ -32,6 +33,13 @@ def _best(cell: Cell) -> float | None:
 
 def _torch(cell: Cell) -> float | None:
     return cell.ratios.get("torch")
+
+
+def _first(cell: Cell) -> float | None:
+    """The first call after a pause: that of the best peer over that of normfast."""
+    first = {name: one["first"] for name, one in cell.raw["results"].items() if "first" in one}
+    peers = [value for name, value in first.items() if name != SUBJECT]
+    return min(peers) / first[SUBJECT] if peers and SUBJECT in first else None
 
 
 def _shares(cells: Iterable[Cell], backward: bool, board: Board) -> list[float]:
@@ -63,6 +71,10 @@ def _goals(board: Board, mode: str, threads: int, cells: list[Cell]) -> list[tup
     found.append((f"cells below {least:g} of the best peer", f"{slower} of {len(best)}"))
     found.append(("best peer, geometric mean", f"{geometric_mean(best):.2f}"))
     found.append(("PyTorch, geometric mean", f"{geometric_mean(torch):.2f}"))
+    first = _ratios(main, _first) if threads > 1 else []
+    if first:
+        text = f"{geometric_mean(first):.2f}, {sum(value < 1 for value in first)} below 1"
+        found.append(("best peer, first call after a pause, geometric mean", text))
     for name, backward in (("forward", False), ("backward", True)):
         shares = _shares(cells, backward, board)
         if shares:

@@ -13,10 +13,9 @@ LENGTHS = [1, 15, 16, 17, 64, 65, 255, 256, 257, 1024, 1025, 4200, 16384, 16500]
 DTYPES = [np.float32, np.float64, ml_dtypes.bfloat16]
 
 
-def _data(rows, width, dtype, count=1):
+def _data(rows, width, dtype):
     rng = np.random.default_rng(rows * 1000 + width)
-    made = [(rng.standard_normal((rows, width)) * 3 + 5).astype(dtype) for _ in range(count)]
-    return made[0] if count == 1 else made
+    return (rng.standard_normal((rows, width)) * 3 + 5).astype(dtype)
 
 
 def _bits(array):
@@ -47,7 +46,7 @@ BATCH_LENGTHS = [2, 5, 16, 19, 64, 65, 127, 129, 4096, 4099, 8200]
 @pytest.mark.parametrize("width", BATCH_WIDTHS)
 def test_batch_norm_down_the_columns(width, dtype):
     """Far from zero, so that a cell that is added twice, left out or given to its neighbour shows."""
-    for rows in BATCH_LENGTHS if width < 100 else BATCH_LENGTHS[:-3]:
+    for rows in BATCH_LENGTHS if width < 100 else (*BATCH_LENGTHS[:-3], 4099):
         case = batch((rows, width))
         x = (case.x(F64) + 20 + 5 * np.arange(width)).astype(dtype)
         weight, bias, dy = case.weight(dtype), case.bias(dtype), case.dy(dtype)

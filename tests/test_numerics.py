@@ -131,7 +131,7 @@ def test_two_values(case, values):
     forward_and_backward(case, x, weighted=False)
 
 
-@pytest.mark.parametrize("value", [0.0, 0.1, -1.7, 3e4, 1e-7, 7.0])
+@pytest.mark.parametrize("value", [0.0, 0.1, -1.7, 3e4, 1e-7, 7.0, 1e-170])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", [c for c in CASES if c.op != "rms_norm"], ids=str)
 def test_constants(case, dtype, value):

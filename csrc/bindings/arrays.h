@@ -180,7 +180,7 @@ class Result {
 Ref new_stat(DType x, int nd, const npy_intp* dims, const int* permutation);
 Ref new_array(PyArray_Descr* borrowed, int nd, const npy_intp* dims, size_t bytes, const void* like);
 
-// A parameter gradient of `descr` in native order, zeros at first, its axes permuted as the kernels write it.
+// A parameter gradient of `descr` in native order, its axes permuted as the kernels write it.
 class ParamGradient {
  public:
   ParamGradient() = default;  // not wanted

@@ -98,16 +98,16 @@ PyObject* batch_norm(PyObject*, PyObject* const* a, Py_ssize_t) {
         store_running(rv, batch_var.data(), p.channels, running.weight);
       }
     } else {
-      const double *mean_in = static_cast<const double*>(rm.values.data),
-                   *var_in = static_cast<const double*>(rv.values.data);
-      const AffineMap args{p.columns, x.data(), y.data(), mean_in, var_in, eps, w.data, b.data};
-      if (x.size() > 0) ok = without_gil(x.bytes(), [&] { return kernels().affine[int(x.dtype)](args); });
+      // Copies: others may train on the same arrays while the GIL is released.
+      const double *mean_at = static_cast<const double*>(rm.values.data),
+                   *var_at = static_cast<const double*>(rv.values.data);
+      const std::vector<double> mean_in(mean_at, mean_at + channels), var_in(var_at, var_at + channels);
+      std::vector<double> rstd_in(channels);
+      const AffineMap args{p.columns, x.data(),       y.data(), mean_in.data(), var_in.data(),
+                           eps,       rstd_in.data(), w.data,   b.data};
+      if (channels > 0) ok = without_gil(x.bytes(), [&] { return kernels().affine[int(x.dtype)](args); });
       if (!ok) out_of_memory();
-      if (stats) {
-        std::vector<double> rstd_in(channels);
-        for (size_t c = 0; c < channels; ++c) rstd_in[c] = rstd_given(var_in[c], eps);
-        fill_stat(mean, mean_in), fill_stat(rstd, rstd_in.data());
-      }
+      if (stats) fill_stat(mean, mean_in.data()), fill_stat(rstd, rstd_in.data());
     }
     Ref result = y.finish();
     if (!stats) return result.release();

@@ -36,19 +36,19 @@ __attribute__((noinline)) void find_rstd(int64_t n, const double* __restrict var
 template <class T> bool affine_map(const AffineMap& a) {
   using C = typename TypeOf<T>::compute;
   const Columns& g = a.g;
+  find_rstd(g.channels, a.var, a.eps, a.rstd);
+  if (g.outer * g.span == 0) return true;
   const int64_t width = g.channels * g.span, repeats = table_repeats(g, width, width);
   const int64_t entries = padded64(entry(g, width) * repeats);
   const int64_t bytes = g.outer * width * int64_t(sizeof(T));
   Work<C> tables(3 * entries);
-  Work<double> rstd(g.channels);
-  if (tables.failed() || rstd.failed()) return false;
-  find_rstd(g.channels, a.var, a.eps, rstd.p);
+  if (tables.failed()) return false;
   Evaluation<T> e{};
   ForwardMap<T>& f = e.map;
   f.g = g;
   f.x = static_cast<const T*>(a.x), f.y = static_cast<T*>(a.y);
   f.w = static_cast<const C*>(a.weight), f.b = static_cast<const C*>(a.bias);
-  f.mean = a.mean, f.rstd = rstd.p;
+  f.mean = a.mean, f.rstd = a.rstd;
   f.hi = tables.p, f.s = f.hi + entries, f.t = f.s + entries;
   f.tile = width, f.repeats = repeats;
   f.center = true;

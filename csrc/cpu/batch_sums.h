@@ -4,7 +4,7 @@
 // The other norms owe a column the bits that it would have as a row (column_sums.h), and pay with a table of sixteen lanes
 // for each. Batch norm owes that to nobody: here neighbouring rows are added, four in a chain, four chains in a group, four
 // groups in a block, blocks in double, so that no float32 sum has more than four terms here either. Chains stay in
-// registers; a group and a block take two floats and two doubles of each column, which the first-level cache holds. Half
+// registers; a group and a block take four floats and two doubles of each column, which the first-level cache holds. Half
 // the time of lanes in the caches, and what memory allows beyond them.
 #pragma once
 
@@ -111,8 +111,9 @@ __attribute__((noinline)) void batch_chunk(const Term& f, int64_t begin, int64_t
   const int64_t whole = (end - begin) / together, left = (end - begin) % together, first = begin / together;
   batch_strips<C>(wide, first, first + whole, 0, together * f.pitch, ahead, more_s, more_q);
   batch_strips<C>(f, end - left, end, 0, f.pitch, false, s, q);
-  for (int64_t i = 0; i < together; ++i)
-    for (int64_t c = 0; c < f.pitch; ++c) s[c] += more_s[i * f.pitch + c], q[c] += more_q[i * f.pitch + c];
+  for (int64_t half = together / 2 * f.pitch; half >= f.pitch; half /= 2)
+    for (int64_t i = 0; i < half; ++i) more_s[i] += more_s[half + i], more_q[i] += more_q[half + i];
+  for (int64_t c = 0; c < f.pitch; ++c) s[c] += more_s[c], q[c] += more_q[c];
 }
 
 // Values near the means of the columns [c0, c1): of all rows where they are few, otherwise of four times sixteen of them.

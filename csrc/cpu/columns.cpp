@@ -394,7 +394,7 @@ template <class T> void plane_units(void* context, int64_t begin, int64_t end, i
     }
     plane_moments(f, u);
     write_stats(f, u);
-    const bool more = f.ahead && u.c1 + (u.c1 - u.c0) <= f.g.channels * f.g.span;
+    const bool more = f.ahead && in_runs(f.g) && u.c1 + (u.c1 - u.c0) <= f.g.channels * f.g.span;
     map_unit(map_of(f, u), 0, f.g.outer, u.c0, more ? u.c1 - u.c0 : 0);
   }
 }

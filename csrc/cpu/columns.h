@@ -320,7 +320,8 @@ NF_INLINE void map_tables(T* y, int64_t begin, int64_t end, int64_t tile, int64_
   if (left > 0) map_table<C, Stream>(y + last * width, 1, left * tile, 0, op(last));
 }
 
-// Rows [begin, end) of the unit whose first column is c0; `next`: cells ahead of x that will be needed next, 0 for none.
+// Rows [begin, end) of the unit whose first column is c0; `next`: cells ahead of x that will be
+// needed next (for runs; 0 for none).
 template <class T, bool Stream, bool Center>
 void map_matrix(const ForwardMap<T>& f, int64_t begin, int64_t end, int64_t c0, int64_t next) {
   using C = typename TypeOf<T>::compute;

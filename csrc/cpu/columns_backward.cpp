@@ -70,7 +70,7 @@ template <class T> void plane_units(void* context, int64_t begin, int64_t end, i
     }
     if (f.a.dx == nullptr) continue;
     build_tables(f, u);
-    const bool more = f.ahead && u.c1 + (u.c1 - u.c0) <= f.g.channels * f.g.span;
+    const bool more = f.ahead && in_runs(f.g) && u.c1 + (u.c1 - u.c0) <= f.g.channels * f.g.span;
     map_unit(f, u, 0, f.g.outer, more ? u.c1 - u.c0 : 0);
   }
 }

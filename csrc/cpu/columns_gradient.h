@@ -104,7 +104,8 @@ __attribute__((noinline)) void column_averages(int64_t n, double cells, const do
   for (int64_t i = 0; i < n; ++i) {
     const double lo = double(mean[i]) - double(shift[i]);
     const double b = (q[i] - lo * s[i]) * usable(double(rstd[i])), weight = Weighted ? double(w[i]) : 1.0;
-    c1[i] = weight * s[i] / cells, c2[i] = weight * b / cells;
+    // 0.0 +: a sum that is zero has the sign that it has where several are added.
+    c1[i] = (0.0 + weight * s[i]) / cells, c2[i] = (0.0 + weight * b) / cells;
     keep[2 * i] = s[i], keep[2 * i + 1] = b;
   }
 }

@@ -65,6 +65,7 @@ struct AffineMap {
   void* y;
   const double *mean, *var;
   double eps;
+  double* rstd;  // written as well
   const void *weight, *bias;
 };
 

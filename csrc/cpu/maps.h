@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The affine maps that every norm ends with, cell by cell: a loop for cells that
-// each have their own coefficients (`map_cells`), one for runs that share theirs (`map_runs`), and what they compute.
+// The affine maps that every norm ends with, cell by cell: a loop for cells that each have their own coefficients
+// (`map_cells`), one for runs that share theirs (`map_runs`), one for rows that share a table (`map_table`), and what they
+// compute.
 #pragma once
 
 #include "../formula.h"
@@ -230,7 +231,8 @@ template <class C, bool Stream, class T, class Op>
 NF_INLINE void map_table(T* y, int64_t rows, int64_t n, int64_t pitch, const Op& op) {
   constexpr int R = Op::together;
   int64_t r = 0;
-  for (; !Stream && R > 1 && r + R <= rows; r += R) map_rows_at_once<C, Stream, R>(y, r, n, pitch, op);
+  if constexpr (!Stream && R > 1)
+    for (; r + R <= rows; r += R) map_rows_at_once<C, Stream, R>(y, r, n, pitch, op);
   for (; r < rows; ++r) map_rows_at_once<C, Stream, 1>(y, r, n, pitch, op);
 }
 

@@ -58,10 +58,9 @@ template <class T> struct Group {
   RowCoefficients<C> k;
   int rows;
   const C* w;
-  double *dweight, *dbias;  // the block's sums
+  double *dweight, *dbias;  // the block's sums; null where this group is all there is, and its sums are the gradients
   C *chain_w, *chain_b;     // sums of the chains so far, when the group is done in parts
   int64_t next = 0;         // cells from a row to the one whose turn is next, 0: nothing to fetch
-  int64_t column = 0;       // of the first cell, where a group is all there is: its sums are the gradients
   bool stream_gradients = false;
 };
 
@@ -239,7 +238,7 @@ NF_INLINE void columns_step(const Backward<T>& f, const Group<T>& u, int i0, int
 #pragma GCC unroll 4
   for (int j = 0; j < width; ++j) {
     if (u.dweight == nullptr) {
-      const int64_t at = u.column + c + j * L;
+      const int64_t at = c + j * L;
       const bool past = Stream && u.stream_gradients;
       put_gradients<C>(f.a.gradient_type, f.a.dweight, at, sum_w[j], Partial ? k : int(L), past);
       put_gradients<C>(f.a.gradient_type, f.a.dbias, at, sum_b[j], Partial ? k : int(L), past);

@@ -23,7 +23,7 @@ template <class T> NF_INLINE int64_t padded(int64_t n) {
   return (n + L - 1) / L * L;
 }
 
-// Does an array start on a cache line? (None does.)
+// Does an array start on a cache line? No array does.
 NF_INLINE bool on_lines(const void* p) { return reinterpret_cast<uintptr_t>(p) % 64 == 0; }
 
 template <class T>
@@ -40,8 +40,12 @@ NF_INLINE void fill_group(const Backward<T>& f, Group<T>& u, int64_t phase, int6
   u.next = f.ahead ? f.at_once * f.g.period * f.n : 0;
   const int64_t width = padded<T>(f.n);
   u.w = f.w != nullptr ? f.w + phase * f.n : nullptr;
-  u.dweight = f.block_sums + (phase * f.blocks + block) * 2 * width;
-  u.dbias = u.dweight + width;
+  u.dweight = u.dbias = nullptr;
+  if (f.block_sums != nullptr) {
+    u.dweight = f.block_sums + (phase * f.blocks + block) * 2 * width;
+    u.dbias = u.dweight + width;
+  }
+  u.stream_gradients = on_lines(f.a.dweight) && on_lines(f.a.dbias);
   u.chain_w = f.chain_sums != nullptr ? f.chain_sums + slot * 2 * width : nullptr;
   u.chain_b = f.chain_sums != nullptr ? u.chain_w + width : nullptr;
 }
@@ -93,7 +97,7 @@ template <class T, bool Center> void block_backward(void* context, int64_t begin
   }
 }
 
-// Few blocks of wide rows: the threads share the rows of the first step and the columns of the second.
+// Few blocks of wide rows, or a single group: the threads share the rows of the first step and the columns of the second.
 template <class T> struct Shared {
   const Backward<T>& f;
   Group<T>& u;
@@ -120,7 +124,7 @@ template <class T, bool Center> void shared_backward(Backward<T>& f) {
     const int64_t to = from + f.block_rows < f.phase_rows ? from + f.block_rows : f.phase_rows;
     for (int64_t first = from; first < to; first += group_rows) {
       fill_group(f, u, phase, block, first, to, 0);
-      if (first == from) std::memset(u.dweight, 0, size_t(2 * padded<T>(f.n)) * sizeof(double));
+      if (first == from && u.dweight != nullptr) std::memset(u.dweight, 0, size_t(2 * padded<T>(f.n)) * sizeof(double));
       for (int i = 0; i < u.rows; i += f.at_once) {
         s.i0 = i, s.i1 = i + f.at_once < u.rows ? i + f.at_once : u.rows;
         parallel_for(s.i1 - s.i0, 1, shared_sums<T, Center>, &s, threads);
@@ -190,37 +194,12 @@ template <class T> void sum_blocks(const Backward<T>& f) {
   out.flush();
 }
 
-// One group of rows and no more: its sums are the gradients.
-template <class T> struct OneGroup {
-  const Backward<T>& f;
-  Group<T> group;
-  int i0, i1;  // rows between the two steps, see at_once
-};
-template <class T, bool Center> void one_group_sums(void* context, int64_t begin, int64_t end, int) {
-  OneGroup<T>& s = *static_cast<OneGroup<T>*>(context);
-  for (int64_t i = begin; i < end; ++i) row_sums<T, Center>(s.f, s.group, s.i0 + int(i), nullptr);
-}
-constexpr int64_t stretch = 4096;  // columns that a thread takes at once
-template <class T, bool Center> void one_group_columns(void* context, int64_t begin, int64_t end, int) {
-  const OneGroup<T>& s = *static_cast<const OneGroup<T>*>(context);
-  const int64_t last = end * stretch;
-  columns_range<T, Center>(s.f, s.group, s.i0, s.i1, begin * stretch, last < s.f.n ? last : s.f.n);
-}
+// One group of rows and no more: its sums are the gradients, and there are no blocks.
 template <class T, bool Center> bool one_group_backward(Backward<T>& f) {
-  const int threads = f.threads;
-  const int64_t stretches = (f.n + stretch - 1) / stretch;
   Work<typename TypeOf<T>::compute> chains(f.phase_rows > f.at_once ? 2 * padded<T>(f.n) : 0);
   if (chains.failed()) return false;
   f.chain_sums = chains.p;
-  OneGroup<T> s{f, {}, 0, 0};
-  fill_group(f, s.group, 0, 0, 0, f.phase_rows, 0);
-  s.group.dweight = s.group.dbias = nullptr;
-  s.group.stream_gradients = on_lines(f.a.dweight) && on_lines(f.a.dbias);
-  for (s.i0 = 0; s.i0 < s.group.rows; s.i0 = s.i1) {
-    s.i1 = s.i0 + f.at_once < s.group.rows ? s.i0 + f.at_once : s.group.rows;
-    parallel_for(s.i1 - s.i0, threads == 1 ? group_rows : 1, one_group_sums<T, Center>, &s, threads);
-    parallel_for(stretches, threads == 1 ? stretches : 1, one_group_columns<T, Center>, &s, threads);
-  }
+  shared_backward<T, Center>(f);
   return true;
 }
 

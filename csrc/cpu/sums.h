@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The one order in which this library adds.
+// The order in which this library adds.
 //
 // A reduction over cells 0..n-1 puts cell i into lane i mod L (L = 16 floats or 8 doubles) of vector v = i / L.
 // Four vectors are added in a chain, four chains make a group, four groups a block: no float32 sum has more than
 // four terms, so that even data that always round the same way stay within two units in the last place. Blocks are
 // added in double, lane i + 8 to lane i first; sixteen blocks are a chunk, whose lanes are folded by a tree; chunks
 // are added in order, with their rounding errors. Rows and Columns follow the same order, wherever the cells lie,
-// whoever computes a chunk and however wide the registers are.
+// whoever computes a chunk and however wide the registers are. Batch norm alone, whose statistics have nothing beside them
+// that could be left out, takes an order that suits its memory: plane by plane, or row by row (batch_sums.h).
 #pragma once
 
 #include "../formula.h"
