@@ -1,9 +1,9 @@
 """Timing: contenders take turns in one process, round by round; noisy samples are thrown away and counted.
 
-One sample is as many calls as fill `SHORTEST` seconds. Before it stands a call that brings this contender's data into the
-caches. With several threads a pause comes first, in which the pools of the contender before go to sleep, and `AWAKE`
-seconds of calls follow, in which this contender's threads wake up: some contenders wait for theirs in the first call,
-others work without them until they have come. The first call after the pause is kept by itself, as `first`.
+One sample is as many calls as fill `SHORTEST` seconds. Before it stands a call that brings this contender's data into
+the caches. With several threads a pause comes first, in which the pools of the contender before go to sleep, and
+`AWAKE` seconds of calls follow, in which this contender's threads wake up: some contenders wait for theirs in the first
+call, others work without them until they have come. The first call after the pause is kept by itself, as `first`.
 A ratio is the median of the ratios within rounds, so that slow drifts of the machine cancel.
 """
 

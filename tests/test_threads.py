@@ -147,7 +147,7 @@ print(*found)
 
 @pytest.mark.parametrize("shape", [(600, 256), (3, 70, 31, 33)])
 def test_the_sign_of_zero(shape, threads):
-    """A channel whose dy is zero, with a negative weight: one thread has its sums from one chunk, others add them up."""
+    """A channel whose dy is zero, weight negative: one thread has its sums from one chunk, others add them up."""
     x = np.full(shape, 1 / 3, F32) + np.linspace(0, 1, shape[0], dtype=F32).reshape(-1, *[1] * (len(shape) - 1))
     dy, weight = np.zeros(shape, F32), np.full(shape[1], -1, F32)
     results = []
