@@ -4,6 +4,8 @@
 #include <pthread.h>
 #if defined(__linux__)
 #include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 #include <atomic>
@@ -28,33 +30,43 @@ inline void relax() {
 
 // A thread that is woken goes where the system puts it, and a virtual machine's system takes a processor that sleeps for
 // one that its host has taken away: the worker would queue up behind its caller for milliseconds, with another processor
-// idle. While it sleeps, a worker therefore may not run where the caller did.
-class StayAway {
+// idle. While it sleeps, a worker therefore may not run where its caller does: it leaves when it falls asleep, and whoever
+// wakes it from another processor moves it again. Guarded by the pool's mutex, but for `return_`.
+class Sleeper {
  public:
+  Sleeper* next = nullptr;
 #if defined(__linux__)
-  explicit StayAway(int cpu) {
-    if (cpu < 0 || sched_getaffinity(0, sizeof usual_, &usual_) != 0 || CPU_COUNT(&usual_) < 2) return;
-    others_ = usual_;
-    CPU_CLR(cpu, &others_);
-    moved_ = sched_setaffinity(0, sizeof others_, &others_) == 0;
+  Sleeper() : thread_(pid_t(syscall(SYS_gettid))) {}
+  void leave(int cpu) {
+    if (cpu < 0 || cpu == left_) return;
+    if (left_ >= 0 ? !as_left() : sched_getaffinity(thread_, sizeof usual_, &usual_) != 0 || CPU_COUNT(&usual_) < 2)
+      return;
+    cpu_set_t others = usual_;
+    CPU_CLR(cpu, &others);
+    if (sched_setaffinity(thread_, sizeof others, &others) == 0) others_ = others, left_ = cpu;
   }
-  ~StayAway() {
-    cpu_set_t now;  // unless somebody has changed it meanwhile
-    if (moved_ && sched_getaffinity(0, sizeof now, &now) == 0 && CPU_EQUAL(&now, &others_))
-      sched_setaffinity(0, sizeof usual_, &usual_);
+  void return_() {
+    if (left_ >= 0 && as_left()) sched_setaffinity(thread_, sizeof usual_, &usual_);
+    left_ = -1;
   }
   static int here() { return sched_getcpu(); }
 
  private:
+  // Has nobody else changed meanwhile where this thread may run?
+  bool as_left() const {
+    cpu_set_t now;
+    return sched_getaffinity(thread_, sizeof now, &now) == 0 && CPU_EQUAL(&now, &others_);
+  }
+
+  pid_t thread_;
   cpu_set_t usual_, others_;
-  bool moved_ = false;
+  int left_ = -1;  // the processor it may not run on
 #else
-  explicit StayAway(int) {}
+  void leave(int) {}
+  void return_() {}
   static int here() { return -1; }
 #endif
 };
-
-inline void move_away(int cpu) { const StayAway elsewhere(cpu); }
 
 // The pieces of one thread, its owner. Others take from them when their own are done, but for the last while the owner
 // is there: what is left by then is not worth moving between caches.
@@ -119,14 +131,17 @@ struct Pool {
   std::atomic<int> sleepers{0};  // that nobody has woken yet
   std::atomic<int> workers{0};   // changed by who holds `busy`
   std::atomic<int> caller_cpu{-1};
+  Sleeper* asleep = nullptr;
   std::mutex mutex;
   std::condition_variable wake;
 
   void work(int slot) {
-    move_away(caller_cpu.load(std::memory_order_relaxed));  // new threads start beside their maker
+    Sleeper me;
+    me.leave(caller_cpu.load(std::memory_order_relaxed));  // new threads start beside their maker
+    me.return_();
     uint64_t seen = 0;
     for (;;) {
-      await(seen);
+      await(seen, me);
       seen = generation.load();
       inside.fetch_add(1);
       if (Job* j = job.load()) j->drain(slot);
@@ -136,7 +151,7 @@ struct Pool {
 
   // Until there is something new. The next call often follows at once, and a processor that has gone to sleep takes
   // 100 us and more to come back on a virtual machine: first this thread spins, then it spins and lets others pass.
-  void await(uint64_t seen) {
+  void await(uint64_t seen, Sleeper& me) {
     using std::chrono::microseconds;
     const auto start = std::chrono::steady_clock::now();
     bool polite = false;
@@ -149,11 +164,21 @@ struct Pool {
       if (waited > microseconds(500)) break;
     }
     if (generation.load() != seen) return;
-    const StayAway elsewhere(caller_cpu.load(std::memory_order_relaxed));
-    std::unique_lock<std::mutex> lock(mutex);
-    sleepers.fetch_add(1);
-    if (generation.load() != seen) sleepers.fetch_sub(1);
-    else wake.wait(lock, [&] { return generation.load() != seen; });
+    {
+      std::unique_lock<std::mutex> lock(mutex);
+      sleepers.fetch_add(1);
+      if (generation.load() != seen) {
+        sleepers.fetch_sub(1);
+        return;
+      }
+      me.leave(caller_cpu.load(std::memory_order_relaxed));
+      me.next = asleep, asleep = &me;
+      wake.wait(lock, [&] { return generation.load() != seen; });
+      Sleeper** at = &asleep;
+      while (*at != &me) at = &(*at)->next;
+      *at = me.next;
+    }
+    me.return_();
   }
 
   void grow(int wanted) {
@@ -168,7 +193,8 @@ struct Pool {
   }
 
   void run(Job& j) {
-    caller_cpu.store(StayAway::here(), std::memory_order_relaxed);
+    const int here = Sleeper::here();
+    caller_cpu.store(here, std::memory_order_relaxed);
     const int64_t pieces = (j.n + j.grain - 1) / j.grain;
     grow(int(pieces < j.threads ? pieces : j.threads) - 1);
     job.store(&j);
@@ -178,6 +204,7 @@ struct Pool {
       {
         std::lock_guard<std::mutex> lock(mutex);
         sleepers.store(0);
+        for (Sleeper* s = asleep; s != nullptr; s = s->next) s->leave(here);
       }
       wake.notify_all();
     }
