@@ -66,7 +66,7 @@ class Series:
         return {
             "seconds": middle,
             "fastest": values[0],
-            "first": median(self.first) if self.first else middle,
+            **({"first": median(self.first)} if self.first else {}),  # slow contenders have none
             "spread": (_quantile(values, 0.75) - _quantile(values, 0.25)) / middle,
             "samples": len(values),
             "rejected": self.rejected,

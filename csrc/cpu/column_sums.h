@@ -46,9 +46,9 @@ NF_INLINE void widen_to(F64 (&out)[2], F32 v) { out[0] = lower(v), out[1] = uppe
 NF_INLINE void widen_to(F64 (&out)[1], F64 v) { out[0] = v; }
 
 // Terms down a column. `column(c, k)` fetches what belongs to the L columns from c (k < L: only the first k), and
-// its get(o, a, b, c) gives row o: a for the first sum, b*c for the second. Terms that batch norm needs (batch_sums.h) have
-// `together`, the same terms with several rows taken for one, and `fetch`, which brings a vector into the cache. `ahead` walks over the strip from row o, a
-// `line` (what one get reads) at a time.
+// its get(o, a, b, c) gives row o: a for the first sum, b*c for the second. `ahead` walks over the strip from row o, a
+// `line` (what one get reads) at a time. Terms that batch norm needs (batch_sums.h) also have `together`, the same terms
+// with several rows taken for one, and `fetch`, which brings a vector into the cache.
 template <class C, class T> NF_INLINE Vec<C> cells_at(const T* p, int k) {
   return k == Lanes<C>::n ? Cells<C, T>::load(p) : Cells<C, T>::load_n(p, k, C(0));
 }

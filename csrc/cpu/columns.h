@@ -320,8 +320,8 @@ NF_INLINE void map_tables(T* y, int64_t begin, int64_t end, int64_t tile, int64_
   if (left > 0) map_table<C, Stream>(y + last * width, 1, left * tile, 0, op(last));
 }
 
-// Rows [begin, end) of the unit whose first column is c0; `next`: cells ahead of x that will be
-// needed next (for runs; 0 for none).
+// Rows [begin, end) of the unit whose first column is c0; `next`: cells ahead of x that will be needed next (for runs; 0
+// for none).
 template <class T, bool Stream, bool Center>
 void map_matrix(const ForwardMap<T>& f, int64_t begin, int64_t end, int64_t c0, int64_t next) {
   using C = typename TypeOf<T>::compute;
@@ -333,7 +333,7 @@ void map_matrix(const ForwardMap<T>& f, int64_t begin, int64_t end, int64_t c0, 
   } else if (f.g.param_span == 0) {
     map_tables<C, Stream>(y, begin, end, f.tile, width, 1, [&](int64_t o) {
       return TableHatOp<C, T, Center>{
-          x + o * width, f.hi, f.s, f.t, f.w != nullptr ? f.w + o : nullptr, f.b != nullptr ? f.b + o : nullptr};
+          {f.hi, f.s, f.t}, x + o * width, f.w != nullptr ? f.w + o : nullptr, f.b != nullptr ? f.b + o : nullptr};
     });
   } else if (in_runs(f.g)) {
     for (int64_t o = begin; o < end; ++o)
@@ -342,7 +342,7 @@ void map_matrix(const ForwardMap<T>& f, int64_t begin, int64_t end, int64_t c0, 
                           RunAffineOp<C, T>{x + o * width, f.hi, f.s, f.t});
   } else {
     map_tables<C, Stream>(y, begin, end, f.tile, width, f.repeats,
-                          [&](int64_t o) { return TableAffineOp<C, T>{x + o * width, f.hi, f.s, f.t}; });
+                          [&](int64_t o) { return TableAffineOp<C, T>{{f.hi, f.s, f.t}, x + o * width}; });
   }
   stream_fence(Stream);
 }

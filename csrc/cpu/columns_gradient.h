@@ -338,7 +338,7 @@ void map_matrix(const Backward<T>& f, const Unit<T>& u, int64_t begin, int64_t e
       else map_runs<C, Stream>(dx + o * width, tile, run, run, ahead, RunGradientOp<C, T>{d, v, u.hi, u.p, u.q, u.t});
     }
   } else if (f.a.frozen) {
-    through_tables([&](int64_t o) { return TableAffineOp<C, T>{dy + o * width, u.hi, u.p, u.t}; });
+    through_tables([&](int64_t o) { return TableAffineOp<C, T>{{u.hi, u.p, u.t}, dy + o * width}; });
   } else {
     through_tables(
         [&](int64_t o) { return TableGradientOp<C, T>{dy + o * width, x + o * width, u.hi, u.p, u.q, u.t}; });

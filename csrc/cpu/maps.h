@@ -236,14 +236,11 @@ NF_INLINE void map_table(T* y, int64_t rows, int64_t n, int64_t pitch, const Op&
   for (; r < rows; ++r) map_rows_at_once<C, Stream, 1>(y, r, n, pitch, op);
 }
 
-// y = fma(x - hi, s, t)
-template <class C, class T> struct TableAffineOp {
-  static constexpr int together = sizeof(T) == sizeof(C) ? 4 : 1;
-  const T* x;
+// The table of a forward map.
+template <class C> struct AffineTable {
   const C *hi, *s, *t;
-  using V = Vec<C>;
   struct K {
-    V hi, s, t;
+    Vec<C> hi, s, t;
   };
   __attribute__((always_inline)) inline K at(int64_t i) const {
     return {Cells<C, C>::load(hi + i), Cells<C, C>::load(s + i), Cells<C, C>::load(t + i)};
@@ -252,6 +249,14 @@ template <class C, class T> struct TableAffineOp {
     const auto some = [i, n](const C* p) { return Cells<C, C>::load_n(p + i, n, C(0)); };
     return {some(hi), some(s), some(t)};
   }
+};
+
+// y = fma(x - hi, s, t)
+template <class C, class T> struct TableAffineOp : AffineTable<C> {
+  static constexpr int together = sizeof(T) == sizeof(C) ? 4 : 1;
+  const T* x;
+  using V = Vec<C>;
+  using K = typename AffineTable<C>::K;
   __attribute__((always_inline)) inline V get(int64_t, int64_t i, const K& k) const {
     return fma(Cells<C, T>::load(x + i) - k.hi, k.s, k.t);
   }
@@ -261,24 +266,15 @@ template <class C, class T> struct TableAffineOp {
 };
 
 // y = xhat*w + b, one w and b for each row of the matrix, null for ones and zeros
-template <class C, class T, bool Center> struct TableHatOp {
+template <class C, class T, bool Center> struct TableHatOp : AffineTable<C> {
   static constexpr int together = 1;
   const T* x;
-  const C *hi, *rs, *t, *w, *b;
+  const C *w, *b;
   using V = Vec<C>;
-  struct K {
-    V hi, rs, t;
-  };
-  __attribute__((always_inline)) inline K at(int64_t i) const {
-    return {Cells<C, C>::load(hi + i), Cells<C, C>::load(rs + i), Cells<C, C>::load(t + i)};
-  }
-  __attribute__((always_inline)) inline K at_n(int64_t i, int n) const {
-    const auto some = [i, n](const C* p) { return Cells<C, C>::load_n(p + i, n, C(0)); };
-    return {some(hi), some(rs), some(t)};
-  }
+  using K = typename AffineTable<C>::K;
   __attribute__((always_inline)) inline V apply(int64_t r, V v, const K& k) const {
-    if constexpr (Center) v = fma(v - k.hi, k.rs, k.t);
-    else v = v * k.rs;
+    if constexpr (Center) v = fma(v - k.hi, k.s, k.t);
+    else v = v * k.s;
     return fma(v, splat<C>(w != nullptr ? w[r] : C(1)), splat<C>(b != nullptr ? b[r] : C(0)));
   }
   __attribute__((always_inline)) inline V get(int64_t r, int64_t i, const K& k) const {

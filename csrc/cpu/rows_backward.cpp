@@ -23,7 +23,7 @@ template <class T> NF_INLINE int64_t padded(int64_t n) {
   return (n + L - 1) / L * L;
 }
 
-// Does an array start on a cache line? No array does.
+// Does the array start on a cache line? (One that nobody wants, null, counts as if it did.)
 NF_INLINE bool on_lines(const void* p) { return reinterpret_cast<uintptr_t>(p) % 64 == 0; }
 
 template <class T>
