@@ -15,12 +15,29 @@ namespace {
 // by measurement: with a weight and a bias per cell the first level has no room.
 struct Ahead {
   const void *first = nullptr, *second = nullptr;
+  template <class T> __attribute__((always_inline)) static inline Ahead at(const T* next, int64_t i) {
+    return {next != nullptr ? next + i : nullptr};
+  }
+  template <class T, int64_t cells, int near> __attribute__((always_inline)) inline void fetch(int64_t i) const {
+    fetch_lines<cells, near>(static_cast<const T*>(first) + i);
+    if (second != nullptr) fetch_lines<cells, near>(static_cast<const T*>(second) + i);
+  }
+};
+// The same at half the pace.
+struct HalfAhead {
+  const void* first = nullptr;
+  template <class T> __attribute__((always_inline)) static inline HalfAhead at(const T* next, int64_t i) {
+    return {next != nullptr ? next + i / 2 : nullptr};
+  }
+  template <class T, int64_t cells, int near> __attribute__((always_inline)) inline void fetch(int64_t i) const {
+    fetch_lines<cells / 2, near>(static_cast<const T*>(first) + i / 2);
+  }
 };
 
 // y[i] = op(i) for i in [0, n). An operation has get(i), the L cells from i, and get_n(i, k), the k < L cells from i.
 // Streaming stores need an aligned address: the loop starts with the cells before it.
-template <class C, bool Stream, class T, class Op>
-NF_INLINE void map_cells(T* y, int64_t n, Ahead ahead, const Op& op) {
+template <class C, bool Stream, class T, class A, class Op>
+NF_INLINE void map_cells(T* y, int64_t n, A ahead, const Op& op) {
   constexpr int64_t L = Lanes<C>::n;
   int64_t i = 0;
   if constexpr (Stream) {
@@ -30,16 +47,14 @@ NF_INLINE void map_cells(T* y, int64_t n, Ahead ahead, const Op& op) {
       Cells<C, T>::store_n(y, op.get_n(0, int(i)), int(i));
     }
   }
-  const T *a = static_cast<const T*>(ahead.first), *b = static_cast<const T*>(ahead.second);
-  if (b != nullptr) {
-    for (; i + L <= n; i += L) {
-      __builtin_prefetch(a + i, 0, Op::fetch);
-      __builtin_prefetch(b + i, 0, Op::fetch);
-      put<Stream, C>(y + i, op.get(i));
+  if (ahead.first != nullptr) {
+    for (; i + 4 * L <= n; i += 4 * L) {
+      ahead.template fetch<T, 4 * L, Op::fetch>(i);
+#pragma GCC unroll 4
+      for (int64_t j = i; j < i + 4 * L; j += L) put<Stream, C>(y + j, op.get(j));
     }
-  } else if (a != nullptr) {
     for (; i + L <= n; i += L) {
-      __builtin_prefetch(a + i, 0, Op::fetch);
+      ahead.template fetch<T, L, Op::fetch>(i);
       put<Stream, C>(y + i, op.get(i));
     }
   }
@@ -81,8 +96,8 @@ template <class C, class T, bool Center, bool Weighted, bool Biased> struct HatO
 // y[i] = op(i) for n cells that lie in runs, each with coefficients of its own: the first run ends after `lead` cells,
 // the others are `span` >= L long. A vector that lies in two runs takes its coefficients from both, so the loop goes on
 // in whole vectors, on whole cache lines where it streams, however long the runs are.
-template <class C, bool Stream, class T, class Op>
-NF_INLINE void map_runs(T* y, int64_t n, int64_t lead, int64_t span, Ahead ahead, Op op) {
+template <class C, bool Stream, class T, class A, class Op>
+NF_INLINE void map_runs(T* y, int64_t n, int64_t lead, int64_t span, A ahead, Op op) {
   constexpr int64_t L = Lanes<C>::n;
   int64_t i = 0, r = 0, run_end = lead;
   auto k = op.run(0);
@@ -102,20 +117,18 @@ NF_INLINE void map_runs(T* y, int64_t n, int64_t lead, int64_t span, Ahead ahead
     const int64_t before = int64_t(-reinterpret_cast<uintptr_t>(y) / sizeof(T) % uintptr_t(L));
     if (before > 0) some(before < n ? before : n);
   }
-  const T *a = static_cast<const T*>(ahead.first), *b = static_cast<const T*>(ahead.second);
   while (i + L <= n) {
     const int64_t whole = run_end < n ? run_end : n;
     const auto here = k;  // copies, which stay in registers
     int64_t j = i;
-    if (b != nullptr) {
-      for (; j + L <= whole; j += L) {
-        __builtin_prefetch(a + j, 0, Op::fetch);
-        __builtin_prefetch(b + j, 0, Op::fetch);
-        put<Stream, C>(y + j, op.get(j, here));
+    if (ahead.first != nullptr) {
+      for (; j + 4 * L <= whole; j += 4 * L) {
+        ahead.template fetch<T, 4 * L, Op::fetch>(j);
+#pragma GCC unroll 4
+        for (int64_t v = j; v < j + 4 * L; v += L) put<Stream, C>(y + v, op.get(v, here));
       }
-    } else if (a != nullptr) {
       for (; j + L <= whole; j += L) {
-        __builtin_prefetch(a + j, 0, Op::fetch);
+        ahead.template fetch<T, L, Op::fetch>(j);
         put<Stream, C>(y + j, op.get(j, here));
       }
     } else {
@@ -202,15 +215,19 @@ template <class C, class T, bool Center, bool Weighted> struct HatGradientOp {
 // ---- rows that share a table of coefficients, one per column -----------------------------------------------------------
 
 // y[r*pitch + i] = op(r, i) for R rows of n cells each. An operation has at(i), what the table holds for the L columns from
-// i, which is loaded once for all R rows, get(r, j, k), the cells from j = r*pitch + i with that k, and at_n and get_n for
-// fewer than L.
+// i, which is loaded once for all R rows; row(r), what belongs to row r, which stays in registers; get(w, j, k), the cells from
+// j = r*pitch + i with that w and k; and at_n and get_n for fewer than L.
 template <class C, bool Stream, int R, class T, class Op>
 NF_INLINE void map_rows_at_once(T* y, int64_t row, int64_t n, int64_t pitch, const Op& op) {
   constexpr int64_t L = Lanes<C>::n;
+  typename Op::Row rows[R];
+  for (int j = 0; j < R; ++j) rows[j] = op.row(row + j);
   const auto some = [&](int64_t i, int m) __attribute__((always_inline)) {
     const auto k = op.at_n(i, m);
-    for (int64_t r = row; r < row + R; ++r)
-      Cells<C, T>::store_n(y + r * pitch + i, op.get_n(r, r * pitch + i, m, k), m);
+    for (int j = 0; j < R; ++j) {
+      const int64_t cell = (row + j) * pitch + i;
+      Cells<C, T>::store_n(y + cell, op.get_n(rows[j], cell, m, k), m);
+    }
   };
   int64_t i = 0;
   if constexpr (Stream) {
@@ -220,7 +237,10 @@ NF_INLINE void map_rows_at_once(T* y, int64_t row, int64_t n, int64_t pitch, con
   for (; i + L <= n; i += L) {
     const auto k = op.at(i);
 #pragma GCC unroll 4
-    for (int64_t r = row; r < row + R; ++r) put<Stream, C>(y + r * pitch + i, op.get(r, r * pitch + i, k));
+    for (int j = 0; j < R; ++j) {
+      const int64_t cell = (row + j) * pitch + i;
+      put<Stream, C>(y + cell, op.get(rows[j], cell, k));
+    }
   }
   if (i < n) some(i, int(n - i));
 }
@@ -256,31 +276,39 @@ template <class C, class T> struct TableAffineOp : AffineTable<C> {
   static constexpr int together = sizeof(T) == sizeof(C) ? 4 : 1;
   const T* x;
   using V = Vec<C>;
+  struct Row {};
   using K = typename AffineTable<C>::K;
-  __attribute__((always_inline)) inline V get(int64_t, int64_t i, const K& k) const {
+  __attribute__((always_inline)) inline Row row(int64_t) const { return {}; }
+  __attribute__((always_inline)) inline V get(Row, int64_t i, const K& k) const {
     return fma(Cells<C, T>::load(x + i) - k.hi, k.s, k.t);
   }
-  __attribute__((always_inline)) inline V get_n(int64_t, int64_t i, int n, const K& k) const {
+  __attribute__((always_inline)) inline V get_n(Row, int64_t i, int n, const K& k) const {
     return fma(Cells<C, T>::load_n(x + i, n, C(0)) - k.hi, k.s, k.t);
   }
 };
 
 // y = xhat*w + b, one w and b for each row of the matrix, null for ones and zeros
 template <class C, class T, bool Center> struct TableHatOp : AffineTable<C> {
-  static constexpr int together = 1;
+  static constexpr int together = 2;
   const T* x;
   const C *w, *b;
   using V = Vec<C>;
   using K = typename AffineTable<C>::K;
-  __attribute__((always_inline)) inline V apply(int64_t r, V v, const K& k) const {
+  struct Row {
+    V w, b;
+  };
+  __attribute__((always_inline)) inline Row row(int64_t r) const {
+    return {splat<C>(w != nullptr ? w[r] : C(1)), splat<C>(b != nullptr ? b[r] : C(0))};
+  }
+  __attribute__((always_inline)) inline V apply(const Row& r, V v, const K& k) const {
     if constexpr (Center) v = fma(v - k.hi, k.s, k.t);
     else v = v * k.s;
-    return fma(v, splat<C>(w != nullptr ? w[r] : C(1)), splat<C>(b != nullptr ? b[r] : C(0)));
+    return fma(v, r.w, r.b);
   }
-  __attribute__((always_inline)) inline V get(int64_t r, int64_t i, const K& k) const {
+  __attribute__((always_inline)) inline V get(const Row& r, int64_t i, const K& k) const {
     return apply(r, Cells<C, T>::load(x + i), k);
   }
-  __attribute__((always_inline)) inline V get_n(int64_t r, int64_t i, int n, const K& k) const {
+  __attribute__((always_inline)) inline V get_n(const Row& r, int64_t i, int n, const K& k) const {
     return apply(r, Cells<C, T>::load_n(x + i, n, C(0)), k);
   }
 };
@@ -291,6 +319,7 @@ template <class C, class T> struct TableGradientOp {
   const T *dy, *x;
   const C *hi, *p, *q, *t;
   using V = Vec<C>;
+  struct Row {};
   struct K {
     V hi, p, q, t;
   };
@@ -301,23 +330,26 @@ template <class C, class T> struct TableGradientOp {
     const auto some = [i, n](const C* from) { return Cells<C, C>::load_n(from + i, n, C(0)); };
     return {some(hi), some(p), some(q), some(t)};
   }
-  __attribute__((always_inline)) inline V get(int64_t, int64_t i, const K& k) const {
+  __attribute__((always_inline)) inline Row row(int64_t) const { return {}; }
+  __attribute__((always_inline)) inline V get(Row, int64_t i, const K& k) const {
     return fma(Cells<C, T>::load(dy + i), k.p, fma(Cells<C, T>::load(x + i) - k.hi, k.q, k.t));
   }
-  __attribute__((always_inline)) inline V get_n(int64_t, int64_t i, int n, const K& k) const {
+  __attribute__((always_inline)) inline V get_n(Row, int64_t i, int n, const K& k) const {
     return fma(Cells<C, T>::load_n(dy + i, n, C(0)), k.p, fma(Cells<C, T>::load_n(x + i, n, C(0)) - k.hi, k.q, k.t));
   }
 };
 
 // dx = fma(g, rs, fma(xhat, a, b)) with g = dy*w, one w for each row of the matrix
 template <class C, class T, bool Center> struct TableHatGradientOp {
-  static constexpr int together = 1;
+  static constexpr int together = 2;
   const T *dy, *x;
   const C *hi, *rs, *t, *a, *b, *w;
   using V = Vec<C>;
   struct K {
     V hi, rs, t, a, b;
   };
+  using Row = V;
+  __attribute__((always_inline)) inline Row row(int64_t r) const { return splat<C>(w != nullptr ? w[r] : C(1)); }
   __attribute__((always_inline)) inline K at(int64_t i) const {
     const auto all = [i](const C* p) { return Cells<C, C>::load(p + i); };
     return {all(hi), all(rs), all(t), all(a), all(b)};
@@ -326,15 +358,15 @@ template <class C, class T, bool Center> struct TableHatGradientOp {
     const auto some = [i, n](const C* p) { return Cells<C, C>::load_n(p + i, n, C(0)); };
     return {some(hi), some(rs), some(t), some(a), some(b)};
   }
-  __attribute__((always_inline)) inline V apply(int64_t r, V d, V v, const K& k) const {
+  __attribute__((always_inline)) inline V apply(const Row& weight, V d, V v, const K& k) const {
     if constexpr (Center) v = fma(v - k.hi, k.rs, k.t);
     else v = v * k.rs;
-    return fma(d * splat<C>(w != nullptr ? w[r] : C(1)), k.rs, fma(v, k.a, k.b));
+    return fma(d * weight, k.rs, fma(v, k.a, k.b));
   }
-  __attribute__((always_inline)) inline V get(int64_t r, int64_t i, const K& k) const {
+  __attribute__((always_inline)) inline V get(const Row& r, int64_t i, const K& k) const {
     return apply(r, Cells<C, T>::load(dy + i), Cells<C, T>::load(x + i), k);
   }
-  __attribute__((always_inline)) inline V get_n(int64_t r, int64_t i, int n, const K& k) const {
+  __attribute__((always_inline)) inline V get_n(const Row& r, int64_t i, int n, const K& k) const {
     return apply(r, Cells<C, T>::load_n(dy + i, n, C(0)), Cells<C, T>::load_n(x + i, n, C(0)), k);
   }
 };

@@ -24,9 +24,11 @@ template <class T> struct Backward {
   bool one_vector = false;  // rows of one vector or less; looks for extreme rows by itself
   // Rows of one phase (r % period) share their parameters; they are cut into blocks, blocks into groups.
   int64_t phase_rows = 0, block_rows = 0, blocks = 0;
+  bool short_rows = false;       // the second step goes down the columns, not along the rows
   int at_once = group_rows;      // rows between the two steps: fewer where sixteen would leave the cache
+  int64_t next = 0;              // cells from a row to the one that is fetched while it is written, 0: none is
   double* block_sums = nullptr;  // [period][blocks][2][n]
-  C* chain_sums = nullptr;       // [slot][2][n], when at_once < group_rows
+  C* group_sums = nullptr;       // [slot][2][n], when at_once < group_rows
   T* saved = nullptr;            // [slot][group_rows][n], when extreme
   double* run_sums = nullptr;    // [count][channels][2], run form
   int threads = 1;
@@ -52,22 +54,21 @@ template <class C> struct RowCoefficients {
 // One group: rows first, first + step, ... (`rows` of them), all of one phase.
 template <class T> struct Group {
   using C = typename TypeOf<T>::compute;
-  const T *dy[group_rows], *x[group_rows];
-  T* dx[group_rows];
-  int64_t index[group_rows];
+  const T *dy, *x;  // of the first row
+  T* dx;
+  int64_t first, step, pitch;  // pitch: cells from row to row
   RowCoefficients<C> k;
   int rows;
   const C* w;
   double *dweight, *dbias;  // the block's sums; null where this group is all there is, and its sums are the gradients
-  C *chain_w, *chain_b;     // sums of the chains so far, when the group is done in parts
-  int64_t next = 0;         // cells from a row to the one whose turn is next, 0: nothing to fetch
+  C *sums_w, *sums_b;       // of the chains so far, column by column, where a group is done in parts
   bool stream_gradients = false;
 };
 
 // A row that float cannot hold: dx in double into `out`, its share of dweight straight into the block's sums.
 template <class T> __attribute__((noinline)) void extreme_row(const Backward<T>& f, const Group<T>& u, int i, T* out) {
-  const int64_t r = u.index[i];
-  const T *dy = u.dy[i], *x = u.x[i];
+  const int64_t r = u.first + i * u.step;
+  const T *dy = u.dy + i * u.pitch, *x = u.x + i * u.pitch;
   const double mean = mean_of(f, r), rstd = rstd_of_row(f, r);
   double s1 = 0, s2 = 0;
   for (int64_t c = 0; c < f.n; ++c) {
@@ -89,7 +90,7 @@ template <class T> __attribute__((noinline)) void extreme_row(const Backward<T>&
 template <class T, bool Center>
 __attribute__((noinline)) void row_sums(const Backward<T>& f, Group<T>& u, int i, T* saved) {
   using C = typename TypeOf<T>::compute;
-  const int64_t r = u.index[i];
+  const int64_t r = u.first + i * u.step;
   const double mean = mean_of(f, r), rstd = rstd_of_row(f, r);
   if (f.extreme && sizeof(C) == 4 && !fits_single_backward(mean, rstd)) {
     extreme_row(f, u, i, f.a.dx != nullptr ? saved + i * f.n : nullptr);
@@ -100,8 +101,9 @@ __attribute__((noinline)) void row_sums(const Backward<T>& f, Group<T>& u, int i
   if (Center && f.n == 1) h.rs = h.t = 0;  // the output does not depend on x: exactly no gradient
   u.k.set(i, h, {});
   if (f.a.dx == nullptr) return;
-  const Sums s = u.w != nullptr ? run_sums<C>(WeightedSlopes<C, T, true, Center>{u.dy[i], u.x[i], u.w, h}, f.n)
-                                : run_sums<C>(WeightedSlopes<C, T, false, Center>{u.dy[i], u.x[i], u.w, h}, f.n);
+  const T *dy = u.dy + i * u.pitch, *x = u.x + i * u.pitch;
+  const Sums s = u.w != nullptr ? run_sums<C>(WeightedSlopes<C, T, true, Center>{dy, x, u.w, h}, f.n)
+                                : run_sums<C>(WeightedSlopes<C, T, false, Center>{dy, x, u.w, h}, f.n);
   u.k.set(i, h, slope<C>(rstd, Center ? s.s * f.per_cell : 0.0, s.q * f.per_cell));
 }
 
@@ -114,7 +116,8 @@ __attribute__((noinline)) bool short_sums(const Backward<T>& f, Group<T>& u) {
   using V = Vec<C>;
   double mean[group_rows], rstd[group_rows];
   int extreme = 0;
-  for (int i = 0; i < u.rows; ++i) mean[i] = mean_of(f, u.index[i]), rstd[i] = rstd_of_row(f, u.index[i]);
+  for (int i = 0; i < u.rows; ++i)
+    mean[i] = mean_of(f, u.first + i * u.step), rstd[i] = rstd_of_row(f, u.first + i * u.step);
   for (int i = u.rows; i < group_rows; ++i) mean[i] = 0, rstd[i] = 1;
   for (int i = 0; i < group_rows; ++i) extreme |= !fits_single_backward(mean[i], rstd[i]);
   if (sizeof(C) == 4 && extreme != 0) return false;
@@ -130,8 +133,9 @@ __attribute__((noinline)) bool short_sums(const Backward<T>& f, Group<T>& u) {
     F64 s[8], q[8];
     for (int j = 0; j < 8; ++j) {
       const int i = i0 + j < u.rows ? i0 + j : 0;
-      V d = Whole ? Cells<C, T>::load(u.dy[i]) : Cells<C, T>::load_n(u.dy[i], n, C(0));
-      V x = Whole ? Cells<C, T>::load(u.x[i]) : Cells<C, T>::load_n(u.x[i], n, u.k.hi[i]);
+      const int64_t at = i * u.pitch;
+      V d = Whole ? Cells<C, T>::load(u.dy + at) : Cells<C, T>::load_n(u.dy + at, n, C(0));
+      V x = Whole ? Cells<C, T>::load(u.x + at) : Cells<C, T>::load_n(u.x + at, n, u.k.hi[i]);
       if constexpr (Center) x = fma(x - splat<C>(u.k.hi[i]), splat<C>(u.k.rs[i]), splat<C>(u.k.t[i]));
       else x = x * splat<C>(u.k.rs[i]);
       d = d * w;
@@ -168,85 +172,80 @@ template <class C> NF_INLINE void put_gradients(DType type, void* out, int64_t a
   }
 }
 
-// Step two for the cells [c, c + width*L) of rows [i0, i1) (or the last `k` cells). i0 is a multiple of four. Meanwhile
-// the rows that come next are fetched, so that reading and writing overlap.
-template <class T, int width, bool Center, bool Stream, bool Dx, bool Partial>
-NF_INLINE void columns_step(const Backward<T>& f, const Group<T>& u, int i0, int i1, int64_t c, int k) {
+// The sums of L columns from c on (of which k are wanted) down all rows of the group: they go to the block, or are the
+// gradients.
+template <class T, bool Stream>
+NF_INLINE void finish_columns(const Backward<T>& f, const Group<T>& u, int64_t c,
+                              Vec<typename TypeOf<T>::compute> sum_w, Vec<typename TypeOf<T>::compute> sum_b, int k) {
+  using C = typename TypeOf<T>::compute;
+  if (u.dweight != nullptr) {
+    add_wide(u.dweight + c, sum_w), add_wide(u.dbias + c, sum_b);
+  } else {
+    const bool past = Stream && u.stream_gradients;
+    put_gradients<C>(f.a.gradient_type, f.a.dweight, c, sum_w, k, past);
+    put_gradients<C>(f.a.gradient_type, f.a.dbias, c, sum_b, k, past);
+  }
+}
+
+// Step two of short rows: column by column, width*L cells from c on (or the last `k`), down all rows of the group.
+// Meanwhile the rows that come next are fetched, so that reading and writing overlap.
+template <class T, int width, bool Center, bool Stream, bool Dx, bool Fetch, bool Partial>
+NF_INLINE void columns_step(const Backward<T>& f, const Group<T>& u, int64_t c, int k) {
   using C = typename TypeOf<T>::compute;
   using V = Vec<C>;
   constexpr int64_t L = Lanes<C>::n;
-  V w[width], sum_w[width], sum_b[width];
-  const bool in_parts = u.chain_w != nullptr;
+  V w[width], sum_w[width], sum_b[width], chain_w[width], chain_b[width];
 #pragma GCC unroll 4
   for (int j = 0; j < width; ++j) {
     if (u.w == nullptr) w[j] = splat<C>(1);
     else if constexpr (Partial) w[j] = Cells<C, C>::load_n(u.w + c, k, C(0));
     else w[j] = Cells<C, C>::load(u.w + c + j * L);
     sum_w[j] = sum_b[j] = splat<C>(0);
-    if (in_parts && i0 > 0) {  // the workspace is padded to whole vectors
-      sum_w[j] = Cells<C, C>::load(u.chain_w + c + j * L);
-      sum_b[j] = Cells<C, C>::load(u.chain_b + c + j * L);
-    }
   }
-  for (int i = i0; i < i1;) {
-    const int chain_end = i + 4 < i1 ? i + 4 : i1;
-    V chain_w[width], chain_b[width];
+  const int64_t pitch = u.pitch, next = f.next;
+  const T *dy = u.dy + c, *x = u.x + c;
+  T* dx = Dx ? u.dx + c : nullptr;
+  const auto row = [&](int i) __attribute__((always_inline)) {
+    if constexpr (Fetch) fetch_lines<width * L, 2>(dy + next), fetch_lines<width * L, 2>(x + next);
+    const V hi = splat<C>(u.k.hi[i]), rs = splat<C>(u.k.rs[i]), t = splat<C>(u.k.t[i]), a = splat<C>(u.k.a[i]),
+            b = splat<C>(u.k.b[i]);
+#pragma GCC unroll 4
+    for (int j = 0; j < width; ++j) {
+      V d, v;
+      if constexpr (Partial) {
+        d = Cells<C, T>::load_n(dy, k, C(0));
+        v = Cells<C, T>::load_n(x, k, u.k.hi[i]);
+      } else {
+        d = Cells<C, T>::load(dy + j * L);
+        v = Cells<C, T>::load(x + j * L);
+      }
+      if constexpr (Center) v = fma(v - hi, rs, t);
+      else v = v * rs;
+      if constexpr (Dx) {
+        const V out = fma(d * w[j], rs, fma(v, a, b));
+        if constexpr (Partial) Cells<C, T>::store_n(dx, out, k);
+        else put<Stream, C>(dx + j * L, out);
+      }
+      chain_w[j] = fma(d, v, chain_w[j]);
+      chain_b[j] = chain_b[j] + d;
+    }
+    dy += pitch, x += pitch;
+    if constexpr (Dx) dx += pitch;
+  };
+  for (int i = 0; i < u.rows; i += 4) {
 #pragma GCC unroll 4
     for (int j = 0; j < width; ++j) chain_w[j] = chain_b[j] = splat<C>(0);
-    for (; i < chain_end; ++i) {
-      if (u.next != 0) {
+    if (i + 4 <= u.rows) {
 #pragma GCC unroll 4
-        for (int j = 0; j < width; ++j) {
-          __builtin_prefetch(u.dy[i] + u.next + c + j * L, 0, 2);
-          __builtin_prefetch(u.x[i] + u.next + c + j * L, 0, 2);
-        }
-      }
-      const V hi = splat<C>(u.k.hi[i]), rs = splat<C>(u.k.rs[i]), t = splat<C>(u.k.t[i]), a = splat<C>(u.k.a[i]),
-              b = splat<C>(u.k.b[i]);
-#pragma GCC unroll 4
-      for (int j = 0; j < width; ++j) {
-        V d, x;
-        if constexpr (Partial) {
-          d = Cells<C, T>::load_n(u.dy[i] + c, k, C(0));
-          x = Cells<C, T>::load_n(u.x[i] + c, k, u.k.hi[i]);
-        } else {
-          d = Cells<C, T>::load(u.dy[i] + c + j * L);
-          x = Cells<C, T>::load(u.x[i] + c + j * L);
-        }
-        if constexpr (Center) x = fma(x - hi, rs, t);
-        else x = x * rs;
-        if constexpr (Dx) {
-          const V dx = fma(d * w[j], rs, fma(x, a, b));
-          if constexpr (Partial) Cells<C, T>::store_n(u.dx[i] + c, dx, k);
-          else put<Stream, C>(u.dx[i] + c + j * L, dx);
-        }
-        chain_w[j] = fma(d, x, chain_w[j]);
-        chain_b[j] = chain_b[j] + d;
-      }
+      for (int r = 0; r < 4; ++r) row(i + r);
+    } else {
+      for (int r = i; r < u.rows; ++r) row(r);
     }
 #pragma GCC unroll 4
     for (int j = 0; j < width; ++j) sum_w[j] = sum_w[j] + chain_w[j], sum_b[j] = sum_b[j] + chain_b[j];
   }
-  if (in_parts && i1 < u.rows) {
 #pragma GCC unroll 4
-    for (int j = 0; j < width; ++j) {
-      Cells<C, C>::store(u.chain_w + c + j * L, sum_w[j]);
-      Cells<C, C>::store(u.chain_b + c + j * L, sum_b[j]);
-    }
-    return;
-  }
-#pragma GCC unroll 4
-  for (int j = 0; j < width; ++j) {
-    if (u.dweight == nullptr) {
-      const int64_t at = c + j * L;
-      const bool past = Stream && u.stream_gradients;
-      put_gradients<C>(f.a.gradient_type, f.a.dweight, at, sum_w[j], Partial ? k : int(L), past);
-      put_gradients<C>(f.a.gradient_type, f.a.dbias, at, sum_b[j], Partial ? k : int(L), past);
-      continue;
-    }
-    add_wide(u.dweight + c + j * L, sum_w[j]);
-    add_wide(u.dbias + c + j * L, sum_b[j]);
-  }
+  for (int j = 0; j < width; ++j) finish_columns<T, Stream>(f, u, c + j * L, sum_w[j], sum_b[j], Partial ? k : int(L));
 }
 
 // Registers decide how many vectors go down the rows together; the bits do not depend on it.
@@ -256,23 +255,121 @@ constexpr int step_width = 4;
 constexpr int step_width = 1;
 #endif
 
-template <class T, bool Center, bool Stream, bool Dx>
-NF_INLINE void columns_steps(const Backward<T>& f, const Group<T>& u, int i0, int i1, int64_t begin, int64_t end) {
+template <class T, bool Center, bool Stream, bool Dx, bool Fetch>
+__attribute__((noinline)) void columns_steps(const Backward<T>& f, const Group<T>& u) {
   constexpr int64_t L = Lanes<typename TypeOf<T>::compute>::n;
-  int64_t c = begin;
-  for (; c + step_width * L <= end; c += step_width * L)
-    columns_step<T, step_width, Center, Stream, Dx, false>(f, u, i0, i1, c, 0);
-  for (; c + L <= end; c += L) columns_step<T, 1, Center, Stream, Dx, false>(f, u, i0, i1, c, 0);
-  if (c < end) columns_step<T, 1, Center, false, Dx, true>(f, u, i0, i1, c, int(end - c));
-  stream_fence(Stream);
+  int64_t c = 0;
+  for (; c + step_width * L <= f.n; c += step_width * L)
+    columns_step<T, step_width, Center, Stream, Dx, Fetch, false>(f, u, c, 0);
+  for (; c + L <= f.n; c += L) columns_step<T, 1, Center, Stream, Dx, Fetch, false>(f, u, c, 0);
+  if (c < f.n) columns_step<T, 1, Center, false, Dx, false, true>(f, u, c, int(f.n - c));
 }
 
+// Step two of long rows: R of them at a time, along a strip of columns, with the sums of the chains in the first-level cache.
+// Column by column, four rows would be twelve places in memory at once, which rows a multiple of a page long put into the same
+// few lines of the cache. `starts`: these rows start a chain; `ends`: they are its last.
+constexpr int64_t strip_columns = 512;
+template <class C> struct Strip {
+  C chains_w[strip_columns], chains_b[strip_columns], sums_w[strip_columns], sums_b[strip_columns];
+};
+template <class T, int R, bool Center, bool Stream, bool Dx>
+__attribute__((noinline)) void strip_rows(const Backward<T>& f, const Group<T>& u, int i, int64_t begin, int64_t end,
+                                          bool starts, bool ends, Strip<typename TypeOf<T>::compute>& strip) {
+  using C = typename TypeOf<T>::compute;
+  using V = Vec<C>;
+  using P = Cells<C, C>;
+  constexpr int64_t L = Lanes<C>::n;
+  const int64_t pitch = u.pitch, next = f.next;
+  const T *dy = u.dy + i * pitch, *x = u.x + i * pitch;
+  T* dx = Dx ? u.dx + i * pitch : nullptr;
+  const C* w = u.w;
+  C *sums_w = strip.sums_w, *sums_b = strip.sums_b;
+  if (u.sums_w != nullptr) sums_w = u.sums_w + begin, sums_b = u.sums_b + begin;
+  V hi[R], rs[R], t[R], a[R], b[R];
+  for (int r = 0; r < R; ++r)
+    hi[r] = splat<C>(u.k.hi[i + r]), rs[r] = splat<C>(u.k.rs[i + r]), t[r] = splat<C>(u.k.t[i + r]),
+    a[r] = splat<C>(u.k.a[i + r]), b[r] = splat<C>(u.k.b[i + r]);
+  const auto add_to = [](C* sums, V v) { P::store(sums, P::load(sums) + v); };
+  // The vector of columns from c on; not `whole`: the last k.
+  const auto step = [&](int64_t c, auto whole, int k) __attribute__((always_inline)) {
+    V weight = splat<C>(1), chain_w = splat<C>(0), chain_b = chain_w;
+    if (Dx && w != nullptr) weight = whole ? P::load(w + c) : P::load_n(w + c, k, C(0));
+    if (!starts) chain_w = P::load(strip.chains_w + (c - begin)), chain_b = P::load(strip.chains_b + (c - begin));
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const int64_t at = r * pitch + c;
+      if (next != 0) fetch_lines<L, 2>(dy + at + next), fetch_lines<L, 2>(x + at + next);
+      const V d = whole ? Cells<C, T>::load(dy + at) : Cells<C, T>::load_n(dy + at, k, C(0));
+      V v = whole ? Cells<C, T>::load(x + at) : Cells<C, T>::load_n(x + at, k, u.k.hi[i + r]);
+      if constexpr (Center) v = fma(v - hi[r], rs[r], t[r]);
+      else v = v * rs[r];
+      if constexpr (Dx) {
+        const V out = fma(d * weight, rs[r], fma(v, a[r], b[r]));
+        if constexpr (whole) put<Stream, C>(dx + at, out);
+        else Cells<C, T>::store_n(dx + at, out, k);
+      }
+      chain_w = fma(d, v, chain_w), chain_b = chain_b + d;
+    }
+    if (ends) {
+      add_to(sums_w + (c - begin), chain_w), add_to(sums_b + (c - begin), chain_b);
+    } else {
+      P::store(strip.chains_w + (c - begin), chain_w), P::store(strip.chains_b + (c - begin), chain_b);
+    }
+  };
+  int64_t c = begin;
+  for (; c + L <= end; c += L) step(c, std::true_type{}, int(L));
+  if (c < end) step(c, std::false_type{}, int(end - c));
+}
+
+// The columns [begin, end) of rows [i0, i1); i0 is a multiple of four.
+template <class T, bool Center, bool Stream, bool Dx>
+__attribute__((noinline)) void strips(const Backward<T>& f, const Group<T>& u, int i0, int i1, int64_t begin,
+                                      int64_t end) {
+  using C = typename TypeOf<T>::compute;
+  constexpr int64_t L = Lanes<C>::n;
+  constexpr int R = 2;
+  Strip<C> strip;
+  for (int64_t from = begin; from < end; from += strip_columns) {
+    const int64_t to = from + strip_columns < end ? from + strip_columns : end;
+    C *sums_w = strip.sums_w, *sums_b = strip.sums_b;
+    if (u.sums_w != nullptr) sums_w = u.sums_w + from, sums_b = u.sums_b + from;
+    if (i0 == 0) {  // the workspace is padded to whole vectors
+      const size_t bytes = size_t((to - from + L - 1) / L * L) * sizeof(C);
+      std::memset(sums_w, 0, bytes), std::memset(sums_b, 0, bytes);
+    }
+    for (int i = i0; i < i1;) {
+      const int chain_end = i / 4 * 4 + 4 < i1 ? i / 4 * 4 + 4 : i1;
+      const auto some =
+          i + R <= chain_end ? strip_rows<T, R, Center, Stream, Dx> : strip_rows<T, 1, Center, Stream, Dx>;
+      const int rows = i + R <= chain_end ? R : 1;
+      some(f, u, i, from, to, i % 4 == 0, i + rows == chain_end, strip);
+      i += rows;
+    }
+    if (i1 < u.rows) continue;
+    for (int64_t c = 0; c < to - from; c += L)
+      finish_columns<T, Stream>(f, u, from + c, Cells<C, C>::load(sums_w + c), Cells<C, C>::load(sums_b + c),
+                                int(to - from - c < L ? to - from - c : L));
+  }
+}
+
+// Step two. Whoever calls this for the last time fences the streaming stores, not each call: after a few rows it would wait
+// longer than they take.
 template <class T, bool Center>
 __attribute__((noinline)) void columns_range(const Backward<T>& f, const Group<T>& u, int i0, int i1, int64_t begin,
                                              int64_t end) {
-  if (f.a.dx == nullptr) columns_steps<T, Center, false, false>(f, u, i0, i1, begin, end);
-  else if (f.streaming) columns_steps<T, Center, true, true>(f, u, i0, i1, begin, end);
-  else columns_steps<T, Center, false, true>(f, u, i0, i1, begin, end);
+  if (!f.short_rows) {
+    const auto steps = f.a.dx == nullptr ? strips<T, Center, false, false>
+                       : f.streaming     ? strips<T, Center, true, true>
+                                         : strips<T, Center, false, true>;
+    return steps(f, u, i0, i1, begin, end);
+  }
+  const auto steps = f.next != 0 ? (f.a.dx == nullptr ? columns_steps<T, Center, false, false, true>
+                                    : f.streaming     ? columns_steps<T, Center, true, true, true>
+                                                      : columns_steps<T, Center, false, true, true>)
+                                 : (f.a.dx == nullptr ? columns_steps<T, Center, false, false, false>
+                                    : f.streaming     ? columns_steps<T, Center, true, true, false>
+                                                      : columns_steps<T, Center, false, true, false>);
+  steps(f, u);
 }
 
 }  // namespace

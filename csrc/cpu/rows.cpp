@@ -29,7 +29,7 @@ template <class T> struct Forward {
   int64_t n;       // cells of a row
   bool per_cell;   // parameters per cell, not per run
   bool streaming;
-  bool ahead;  // fetch the next row while this one is written
+  int64_t ahead;  // how many rows from here is the one that is fetched meanwhile? 0: none is
   // Split rows only:
   int64_t chunks = 0;
   Sums* partial = nullptr;
@@ -43,8 +43,8 @@ template <class T> NF_INLINE void write_stats(const Forward<T>& f, int64_t r, co
   if (f.a.rstd != nullptr) static_cast<S*>(f.a.rstd)[r] = static_cast<S>(rstd);
 }
 
-template <class T, bool Stream, bool Center>
-NF_INLINE void map_hat(const Forward<T>& f, const T* x, T* y, int64_t n, Ahead ahead, int64_t param,
+template <class T, bool Stream, bool Center, class A>
+NF_INLINE void map_hat(const Forward<T>& f, const T* x, T* y, int64_t n, A ahead, int64_t param,
                        Hat<typename TypeOf<T>::compute> h) {
   using C = typename TypeOf<T>::compute;
   if (f.b != nullptr)
@@ -69,17 +69,17 @@ __attribute__((noinline)) void map_carefully(const Forward<T>& f, int64_t r, int
   }
 }
 
-// Cells [i0, i1) of row r.
-template <class T, bool Stream, bool Center>
+// Cells [i0, i1) of row r. `next`: what is fetched meanwhile, at the pace of A, null for nothing.
+template <class T, bool Stream, bool Center, class A>
 NF_INLINE void map_row(const Forward<T>& f, int64_t r, int64_t i0, int64_t i1, const Moments& m, double rstd,
-                       bool fetch) {
+                       const T* next) {
   using C = typename TypeOf<T>::compute;
   if (sizeof(C) == 4 && __builtin_expect(!fits_single(m.mean, rstd), 0)) return map_carefully(f, r, i0, i1, m, rstd);
   const T* x = static_cast<const T*>(f.a.x) + r * f.n;
   T* y = static_cast<T*>(f.a.y) + r * f.n;
   const int64_t first = f.g.period == 1 ? 0 : (r % f.g.period) * f.g.channels;
   if (f.per_cell) {
-    map_hat<T, Stream, Center>(f, x + i0, y + i0, i1 - i0, Ahead{fetch ? x + f.n + i0 : nullptr}, first + i0,
+    map_hat<T, Stream, Center>(f, x + i0, y + i0, i1 - i0, A::at(next, i0), first + i0,
                                hat<C>(m.mean, m.mean_lo, m.var, rstd));
     return;
   }
@@ -94,8 +94,7 @@ NF_INLINE void map_row(const Forward<T>& f, int64_t r, int64_t i0, int64_t i1, c
           affine<C>(m.mean, m.mean_lo, m.var, rstd, w, f.b != nullptr ? double(f.b[first + c + j]) : 0.0);
       hi[j] = k.hi, s[j] = k.s, t[j] = k.t;
     }
-    map_runs<C, Stream>(y + i, end - i, (c + 1) * span - i, span, Ahead{fetch ? x + f.n + i : nullptr},
-                        RunAffineOp<C, T>{x + i, hi, s, t});
+    map_runs<C, Stream>(y + i, end - i, (c + 1) * span - i, span, A::at(next, i), RunAffineOp<C, T>{x + i, hi, s, t});
     i = end;
   }
 }
@@ -105,9 +104,10 @@ template <class T> struct RowStats {
   Moments m;
   double rstd;
 };
-template <class T, bool Center> NF_INLINE RowStats<T> find_stats(const Forward<T>& f, int64_t r) {
+template <class T, bool Center, bool Fetch>
+NF_INLINE RowStats<T> find_stats(const Forward<T>& f, int64_t r, const T* next) {
   RowStats<T> s;
-  s.m = run_moments<T, Center>(static_cast<const T*>(f.a.x) + r * f.n, f.n);
+  s.m = run_moments<T, Center, Fetch>(static_cast<const T*>(f.a.x) + r * f.n, f.n, next);
   s.rstd = rstd_of(s.m.var, f.a.eps);
   write_stats(f, r, s.m, s.rstd);
   return s;
@@ -115,9 +115,26 @@ template <class T, bool Center> NF_INLINE RowStats<T> find_stats(const Forward<T
 
 template <class T, bool Center, bool Stream> void forward_rows(void* context, int64_t begin, int64_t end, int) {
   const Forward<T>& f = *static_cast<const Forward<T>*>(context);
+  const T* x = static_cast<const T*>(f.a.x);
   for (int64_t r = begin; r < end; ++r) {
-    const RowStats<T> s = find_stats<T, Center>(f, r);
-    map_row<T, Stream, Center>(f, r, 0, f.n, s.m, s.rstd, f.ahead && r + 1 < f.g.count);
+    const bool more = f.ahead != 0 && r + f.ahead < f.g.count;
+    const T* next = more ? x + (r + f.ahead) * f.n : nullptr;
+    const RowStats<T> s = find_stats<T, Center, false>(f, r, nullptr);
+    map_row<T, Stream, Center, Ahead>(f, r, 0, f.n, s.m, s.rstd, next);
+  }
+  stream_fence(Stream);
+}
+
+// Rows so long that memory would rest during their sums: half of the next row is fetched then, and half during the map.
+constexpr int64_t long_row_bytes = 8192;
+
+template <class T, bool Center, bool Stream> void forward_long_rows(void* context, int64_t begin, int64_t end, int) {
+  const Forward<T>& f = *static_cast<const Forward<T>*>(context);
+  const T* x = static_cast<const T*>(f.a.x);
+  for (int64_t r = begin; r < end; ++r) {
+    const T* next = x + (r + (r + f.ahead < f.g.count ? f.ahead : 0)) * f.n;
+    const RowStats<T> s = find_stats<T, Center, true>(f, r, next);
+    map_row<T, Stream, Center, HalfAhead>(f, r, 0, f.n, s.m, s.rstd, next + f.n / 2);
   }
   stream_fence(Stream);
 }
@@ -177,7 +194,8 @@ __attribute__((noinline)) void forward_group(const Forward<T>& f, int64_t first)
   if (f.a.mean != nullptr || f.a.rstd != nullptr)
     for (int i = 0; i < short_group; ++i) write_stats(f, first + i, moments(i), rstd[i]);
   if (__builtin_expect(extreme != 0, 0)) {
-    for (int i = 0; i < short_group; ++i) map_row<T, Stream, Center>(f, first + i, 0, n, moments(i), rstd[i], false);
+    for (int i = 0; i < short_group; ++i)
+      map_row<T, Stream, Center, Ahead>(f, first + i, 0, n, moments(i), rstd[i], nullptr);
     return;
   }
   // The map of HatOp, a vector of weight and bias in registers at a time.
@@ -258,15 +276,16 @@ __attribute__((noinline)) void forward_some(const Forward<T>& f, int64_t first) 
   }
   if (__builtin_expect(special != 0, 0)) {
     for (int i = 0; i < some_group; ++i) {
-      const RowStats<T> one = find_stats<T, Center>(f, first + i);
-      map_row<T, Stream, Center>(f, first + i, 0, n, one.m, one.rstd, false);
+      const RowStats<T> one = find_stats<T, Center, false>(f, first + i, nullptr);
+      map_row<T, Stream, Center, Ahead>(f, first + i, 0, n, one.m, one.rstd, nullptr);
     }
     return;
   }
   if (f.a.mean != nullptr || f.a.rstd != nullptr)
     for (int i = 0; i < some_group; ++i) write_stats(f, first + i, Moments{mean[i], mean_lo[i], var[i], true}, rstd[i]);
+  const T* next = f.ahead != 0 ? x + f.ahead * n : nullptr;
   for (int i = 0; i < some_group; ++i) {
-    const Ahead ahead{f.ahead && first + i + some_group < f.g.count ? x + (i + some_group) * n : nullptr};
+    const Ahead ahead{next != nullptr && first + i + f.ahead < f.g.count ? next + i * n : nullptr};
     map_hat<T, Stream, Center>(f, x + i * n, y + i * n, n, ahead, 0, h[i]);
   }
 }
@@ -299,7 +318,7 @@ template <class T, bool Stream, bool Center> void split_map(void* context, int64
   for (int64_t i = begin; i < end; ++i) {
     const int64_t r = i / f.chunks, from = (i % f.chunks) * chunk_cells<C>;
     const int64_t to = from + chunk_cells<C> < f.n ? from + chunk_cells<C> : f.n;
-    map_row<T, Stream, Center>(f, r, from, to, f.moments[r], rstd_of(f.moments[r].var, f.a.eps), false);
+    map_row<T, Stream, Center, Ahead>(f, r, from, to, f.moments[r], rstd_of(f.moments[r].var, f.a.eps), nullptr);
   }
   stream_fence(Stream);
 }
@@ -319,7 +338,7 @@ template <class T, bool Center> bool forward_split(Forward<T>& f, int threads) {
     RowsForward one = all;
     one.x = static_cast<const T*>(all.x) + r * f.n;
     one.y = static_cast<T*>(all.y) + r * f.n;
-    Forward<T> row{one, f.g, f.w, f.b, f.n, f.per_cell, f.streaming, false};
+    Forward<T> row{one, f.g, f.w, f.b, f.n, f.per_cell, f.streaming, 0};
     const int64_t first = (r % f.g.period) * f.g.channels;
     row.g.period = 1;
     row.w = f.w != nullptr ? f.w + first : nullptr;
@@ -343,8 +362,9 @@ template <class T, bool Center> bool forward_split(Forward<T>& f, int threads) {
 template <class T> bool forward(const RowsForward& a) {
   using C = typename TypeOf<T>::compute;
   const Rows& g = a.g;
-  Forward<T> f{a,     g,    static_cast<const C*>(a.weight), static_cast<const C*>(a.bias), g.channels * g.span, false,
-               false, false};
+  Forward<T> f{
+      a, g,    static_cast<const C*>(a.weight), static_cast<const C*>(a.bias), g.channels * g.span, false, false,
+      0, false};
   // A bias without a weight is rare: it gets a weight of ones.
   const int64_t params = g.period * g.channels;
   Work<C> ones(f.b != nullptr && f.w == nullptr ? params : 0);
@@ -363,7 +383,7 @@ template <class T> bool forward(const RowsForward& a) {
   const int64_t row_bytes = f.n * int64_t(sizeof(T));
   const int threads = threads_for(g.count * row_bytes);
   f.streaming = use_streaming(size_t(2 * g.count * row_bytes)) && streamable(static_cast<const T*>(a.y));
-  f.ahead = fetch_ahead(row_bytes, g.count * row_bytes);
+  f.ahead = rows_ahead(row_bytes, g.count * row_bytes);
   if (threads > 1 && f.n >= 4 * chunk_cells<C> && g.count < 4 * threads)
     return a.center ? forward_split<T, true>(f, threads) : forward_split<T, false>(f, threads);
   // A piece is large enough to be worth a claim and small enough to share out.
@@ -380,15 +400,21 @@ template <class T> bool forward(const RowsForward& a) {
     return true;
   }
   if (f.per_cell && g.period == 1 && row_bytes <= (f.streaming ? some_bytes_streaming : some_bytes)) {
-    f.ahead = fetch_ahead(some_group * row_bytes, g.count * row_bytes);
+    // Streamed ones are short: eight of them are as many streams as memory follows by itself.
+    if (f.streaming) f.ahead = 0;
+    else if (f.ahead != 0 && f.ahead < some_group) f.ahead = some_group;
     const Body body = a.center ? (f.streaming ? forward_somes<T, true, true> : forward_somes<T, true, false>)
                                : (f.streaming ? forward_somes<T, false, true> : forward_somes<T, false, false>);
     parallel_for(g.count, grain, body, &f, threads);
     return true;
   }
+  const bool is_long = f.ahead != 0 && row_bytes > long_row_bytes;
   const Body body = a.center ? (f.streaming ? forward_rows<T, true, true> : forward_rows<T, true, false>)
                              : (f.streaming ? forward_rows<T, false, true> : forward_rows<T, false, false>);
-  parallel_for(g.count, grain, body, &f, threads);
+  const Body body_long = a.center
+                             ? (f.streaming ? forward_long_rows<T, true, true> : forward_long_rows<T, true, false>)
+                             : (f.streaming ? forward_long_rows<T, false, true> : forward_long_rows<T, false, false>);
+  parallel_for(g.count, grain, is_long ? body_long : body, &f, threads);
   return true;
 }
 

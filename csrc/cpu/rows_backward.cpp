@@ -30,14 +30,10 @@ template <class T>
 NF_INLINE void fill_group(const Backward<T>& f, Group<T>& u, int64_t phase, int64_t block, int64_t first, int64_t end,
                           int slot) {
   u.rows = int(end - first < group_rows ? end - first : group_rows);
-  for (int i = 0; i < u.rows; ++i) {
-    const int64_t r = (first + i) * f.g.period + phase;
-    u.index[i] = r;
-    u.dy[i] = static_cast<const T*>(f.a.dy) + r * f.n;
-    u.x[i] = static_cast<const T*>(f.a.x) + r * f.n;
-    u.dx[i] = f.a.dx != nullptr ? static_cast<T*>(f.a.dx) + r * f.n : nullptr;
-  }
-  u.next = f.ahead ? f.at_once * f.g.period * f.n : 0;
+  u.first = first * f.g.period + phase, u.step = f.g.period, u.pitch = f.g.period * f.n;
+  u.dy = static_cast<const T*>(f.a.dy) + u.first * f.n;
+  u.x = static_cast<const T*>(f.a.x) + u.first * f.n;
+  u.dx = f.a.dx != nullptr ? static_cast<T*>(f.a.dx) + u.first * f.n : nullptr;
   const int64_t width = padded<T>(f.n);
   u.w = f.w != nullptr ? f.w + phase * f.n : nullptr;
   u.dweight = u.dbias = nullptr;
@@ -46,16 +42,16 @@ NF_INLINE void fill_group(const Backward<T>& f, Group<T>& u, int64_t phase, int6
     u.dbias = u.dweight + width;
   }
   u.stream_gradients = on_lines(f.a.dweight) && on_lines(f.a.dbias);
-  u.chain_w = f.chain_sums != nullptr ? f.chain_sums + slot * 2 * width : nullptr;
-  u.chain_b = f.chain_sums != nullptr ? u.chain_w + width : nullptr;
+  u.sums_w = f.group_sums != nullptr ? f.group_sums + slot * 2 * width : nullptr;
+  u.sums_b = f.group_sums != nullptr ? u.sums_w + width : nullptr;
 }
 
 template <class T>
 NF_INLINE void restore_extreme(const Backward<T>& f, const Group<T>& u, int i0, int i1, const T* saved) {
   if (f.a.dx == nullptr) return;
   for (int i = i0; i < i1; ++i)
-    if (!fits_single_backward(mean_of(f, u.index[i]), rstd_of_row(f, u.index[i])))
-      std::memcpy(u.dx[i], saved + i * f.n, size_t(f.n) * sizeof(T));
+    if (!fits_single_backward(mean_of(f, u.first + i * u.step), rstd_of_row(f, u.first + i * u.step)))
+      std::memcpy(u.dx + i * u.pitch, saved + i * f.n, size_t(f.n) * sizeof(T));
 }
 
 // A whole group of rows of one vector.
@@ -95,6 +91,7 @@ template <class T, bool Center> void block_backward(void* context, int64_t begin
       }
     }
   }
+  stream_fence(f.streaming);
 }
 
 // Few blocks of wide rows, or a single group: the threads share the rows of the first step and the columns of the second.
@@ -112,6 +109,7 @@ template <class T, bool Center> void shared_columns(void* context, int64_t begin
   Shared<T>& s = *static_cast<Shared<T>*>(context);
   const int64_t last = end * shared_columns_width;
   columns_range<T, Center>(s.f, s.u, s.i0, s.i1, begin * shared_columns_width, last < s.f.n ? last : s.f.n);
+  stream_fence(s.f.streaming);
 }
 template <class T, bool Center> void shared_backward(Backward<T>& f) {
   Group<T> u;
@@ -143,9 +141,9 @@ template <class T, bool Center, bool Stream> void dx_rows(void* context, int64_t
   Group<T> u;
   u.rows = 1, u.dweight = u.dbias = nullptr;
   for (int64_t r = begin; r < end; ++r) {
-    u.index[0] = r;
-    u.dy[0] = static_cast<const T*>(f.a.dy) + r * f.n;
-    u.x[0] = static_cast<const T*>(f.a.x) + r * f.n;
+    u.first = r, u.step = 1, u.pitch = f.n;
+    u.dy = static_cast<const T*>(f.a.dy) + r * f.n;
+    u.x = static_cast<const T*>(f.a.x) + r * f.n;
     u.w = f.w != nullptr ? f.w + (r % f.g.period) * f.n : nullptr;
     T* dx = static_cast<T*>(f.a.dx) + r * f.n;
     // In place is fine here: the extreme row reads each cell before it writes it.
@@ -157,10 +155,9 @@ template <class T, bool Center, bool Stream> void dx_rows(void* context, int64_t
     const Hat<C> hat{u.k.hi[0], u.k.rs[0], u.k.t[0]};
     const Slope<C> k{u.k.a[0], u.k.b[0]};
     Ahead ahead;
-    if (f.ahead && r + 1 < f.g.count) ahead = {u.dy[0] + f.n, u.x[0] + f.n};
-    if (u.w != nullptr)
-      map_cells<C, Stream>(dx, f.n, ahead, HatGradientOp<C, T, Center, true>{u.dy[0], u.x[0], hat, k, u.w});
-    else map_cells<C, Stream>(dx, f.n, ahead, HatGradientOp<C, T, Center, false>{u.dy[0], u.x[0], hat, k, u.w});
+    if (f.ahead && r + 1 < f.g.count) ahead = {u.dy + f.n, u.x + f.n};
+    if (u.w != nullptr) map_cells<C, Stream>(dx, f.n, ahead, HatGradientOp<C, T, Center, true>{u.dy, u.x, hat, k, u.w});
+    else map_cells<C, Stream>(dx, f.n, ahead, HatGradientOp<C, T, Center, false>{u.dy, u.x, hat, k, u.w});
   }
   stream_fence(Stream);
 }
@@ -198,7 +195,7 @@ template <class T> void sum_blocks(const Backward<T>& f) {
 template <class T, bool Center> bool one_group_backward(Backward<T>& f) {
   Work<typename TypeOf<T>::compute> chains(f.phase_rows > f.at_once ? 2 * padded<T>(f.n) : 0);
   if (chains.failed()) return false;
-  f.chain_sums = chains.p;
+  f.group_sums = chains.p;
   shared_backward<T, Center>(f);
   return true;
 }
@@ -219,8 +216,12 @@ template <class T, bool Center> bool backward_cells(Backward<T>& f) {
   f.block_rows = share < 64 ? 64 : (share + group_rows - 1) / group_rows * group_rows;
   f.blocks = (f.phase_rows + f.block_rows - 1) / f.block_rows;
   f.streaming = f.streaming && row_bytes % 64 == 0 && on_lines(f.a.dx);
-  // Four rows, one link of the chains: rows a multiple of a page long would meet in the same lines of the cache.
-  f.at_once = f.one_vector || group_rows * 2 * row_bytes <= (int64_t(1) << 14) ? group_rows : 4;
+  // Long rows: four at once, one link of the chains, which the caches hold from the first step to the second.
+  f.short_rows = f.one_vector || group_rows * 2 * row_bytes <= (int64_t(1) << 14);
+  f.at_once = f.short_rows || f.a.dx == nullptr ? group_rows : 4;
+  const int64_t ahead = rows_ahead(2 * row_bytes, 2 * f.g.count * row_bytes);
+  f.next = (ahead + f.at_once - 1) / f.at_once * f.at_once * f.g.period * f.n;
+  if (f.one_vector) f.next = 0;
   if (f.g.period == 1 && f.phase_rows <= group_rows && f.a.g.span == 1 && !f.extreme && !f.one_vector) {
     // Sums kept between parts of the group take eight bytes a column: not where that is nearly as much as x.
     if (f.phase_rows * int64_t(sizeof(T)) < 20) f.at_once = group_rows;
@@ -229,10 +230,10 @@ template <class T, bool Center> bool backward_cells(Backward<T>& f) {
   const int64_t width = padded<T>(f.n), items = f.g.period * f.blocks;
   Work<double> block_sums(items * 2 * width);
   const int64_t slots = items == 1 ? 1 : f.threads;
-  Work<typename TypeOf<T>::compute> chain_sums(f.at_once < group_rows ? slots * 2 * width : 0);
+  Work<typename TypeOf<T>::compute> group_sums(f.at_once < group_rows ? slots * 2 * width : 0);
   Work<T> saved(f.extreme ? f.threads * group_rows * f.n : 0);
-  if (block_sums.failed() || chain_sums.failed() || saved.failed()) return false;
-  f.block_sums = block_sums.p, f.chain_sums = chain_sums.p, f.saved = saved.p;
+  if (block_sums.failed() || group_sums.failed() || saved.failed()) return false;
+  f.block_sums = block_sums.p, f.group_sums = group_sums.p, f.saved = saved.p;
   if (items < 2 * f.threads && f.threads > 1 && f.n >= 2 * shared_columns_width) shared_backward<T, Center>(f);
   else parallel_for(items, f.threads == 1 ? items : 1, block_backward<T, Center>, &f, f.threads);
   sum_blocks(f);

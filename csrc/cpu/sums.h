@@ -48,10 +48,20 @@ template <> struct BlockSums<double> {
   NF_INLINE F64 widen(F64 v) { return v; }
 };
 
+// A term that meanwhile brings memory into the cache, half as much as it reads: from `next` on.
+template <class Term, class T> struct Fetching : Term {
+  const T* next;
+};
+template <int64_t cells, class Term> NF_INLINE void fetch(const Term&, int64_t) {}
+template <int64_t cells, class Term, class T> NF_INLINE void fetch(const Fetching<Term, T>& f, int64_t i) {
+  fetch_lines<cells / 2, 2>(f.next + i / 2);
+}
+
 // A term has get(i, a, b, c), the vector at cell i, and get_n(i, k, a, b, c) for the last k < L cells, with zeros in
 // the other lanes. It contributes a to the first sum and b*c to the second.
 template <class C, class Term> NF_INLINE void add_chain(const Term& f, int64_t i, Vec<C>& s, Vec<C>& q) {
   constexpr int64_t L = Lanes<C>::n;
+  fetch<4 * L>(f, i);
   Vec<C> a, b, c;
   f.get(i, a, b, c);
   Vec<C> s1 = a, q1 = b * c;
@@ -301,16 +311,19 @@ template <class T, bool Center> NF_INLINE Moments few_moments(const T* x, int n)
   }
 }
 
-template <class T, bool Center> NF_INLINE Moments run_moments(const T* x, int64_t n) {
+// Fetch: cells from `next` on will be needed next, of which half as many as these are fetched.
+template <class T, bool Center, bool Fetch> NF_INLINE Moments run_moments(const T* x, int64_t n, const T* next) {
   using C = typename TypeOf<T>::compute;
+  using Term = std::conditional_t<Center, Shifted<C, T>, Squared<C, T>>;
   if (n <= few_cells) return few_moments<T, Center>(x, int(n));
-  Moments m;
-  if constexpr (Center) {
-    const C k = pilot<C>(x, n);
-    m = quick_moments<C>(run_sums<C>(Shifted<C, T>{x, k}, n), double(k), n, true);
-  } else {
-    m = quick_moments<C>(run_sums<C>(Squared<C, T>{x}, n), 0, n, false);
-  }
+  C k = 0;
+  Term term;
+  if constexpr (Center) k = pilot<C>(x, n), term = {x, k};
+  else term = {x};
+  Sums s;
+  if constexpr (Fetch) s = run_sums<C>(Fetching<Term, T>{term, next}, n);
+  else s = run_sums<C>(term, n);
+  const Moments m = quick_moments<C>(s, double(k), n, Center);
   if (__builtin_expect(!m.good, 0)) return careful_moments<T, Center>(x, n);
   return m;
 }

@@ -92,6 +92,14 @@ NF_INLINE bool fetch_ahead(int64_t unit_bytes, int64_t all_bytes) {
   const CacheSizes& c = cache_sizes();
   return all_bytes > int64_t(c.l2) && unit_bytes >= 4096 && unit_bytes <= int64_t(c.l2) / 2;
 }
+// The same for rows of any length: how many rows from here is the one to fetch? 0: none. Short rows take less time than
+// memory does.
+NF_INLINE int64_t rows_ahead(int64_t row_bytes, int64_t all_bytes) {
+  const CacheSizes& c = cache_sizes();
+  if (all_bytes <= int64_t(c.l2) || row_bytes > int64_t(c.l2) / 2) return 0;
+  constexpr int64_t distance = 12288;
+  return row_bytes < distance ? (distance + row_bytes - 1) / row_bytes : 1;
+}
 
 }  // namespace
 }  // namespace nf
