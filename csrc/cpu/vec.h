@@ -403,28 +403,37 @@ NF_INLINE __m256i narrow(F32 v, bf16) {
 NF_INLINE __m256i load16_n(const void* p, int k) { return _mm256_maskz_loadu_epi16(__mmask16((1u << k) - 1u), p); }
 NF_INLINE void store16_n(void* p, __m256i h, int k) { _mm256_mask_storeu_epi16(p, __mmask16((1u << k) - 1u), h); }
 #else
-NF_INLINE __m256 widen8(__m128i h, bf16) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+NF_INLINE F32 widen(__m256i h, bf16) {
+  const __m256i zero = _mm256_setzero_si256(), quarters = _mm256_permute4x64_epi64(h, 0xd8);  // 0, 2, 1, 3
+  return {_mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, quarters)),
+          _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, quarters))};
 }
-NF_INLINE __m256 widen8(__m128i h, f16) { return _mm256_cvtph_ps(h); }
-template <class T> NF_INLINE F32 widen(__m256i h, T t) {
-  return {widen8(_mm256_castsi256_si128(h), t), widen8(_mm256_extracti128_si256(h, 1), t)};
+NF_INLINE F32 widen(__m256i h, f16) {
+  return {_mm256_cvtph_ps(_mm256_castsi256_si128(h)), _mm256_cvtph_ps(_mm256_extracti128_si256(h, 1))};
 }
 NF_INLINE __m256i narrow(F32 v, f16) {
   const auto half = [](__m256 h) { return _mm256_cvtps_ph(h, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); };
   return _mm256_set_m128i(half(v.hi), half(v.lo));
 }
-// The upper halves of the lanes, rounded, in the lower ones.
+// The upper halves of the lanes, rounded to nearest even, in the lower ones; a NaN becomes anything.
 NF_INLINE __m256i rounded8(__m256 v) {
   const __m256i u = _mm256_castps_si256(v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
-  const __m256i near = _mm256_add_epi32(_mm256_add_epi32(u, odd), _mm256_set1_epi32(0x7fff));
-  const __m256i quiet = _mm256_or_si256(u, _mm256_set1_epi32(0x400000));
+  return _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(u, odd), _mm256_set1_epi32(0x7fff)), 16);
+}
+NF_INLINE __m256i rounded8_or_nan(__m256 v) {
+  const __m256i quiet = _mm256_or_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x400000));
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-  return _mm256_srli_epi32(_mm256_blendv_epi8(near, quiet, nan), 16);
+  return _mm256_blendv_epi8(rounded8(v), _mm256_srli_epi32(quiet, 16), nan);
 }
 NF_INLINE __m256i narrow(F32 v, bf16) {
-  return _mm256_permute4x64_epi64(_mm256_packus_epi32(rounded8(v.lo), rounded8(v.hi)), 0xd8);
+  const auto pack = [](__m256i lo, __m256i hi) {
+    return _mm256_permute4x64_epi64(_mm256_packus_epi32(lo, hi), 0xd8);
+  };
+  // One comparison sees a NaN in either half. NaN are rare: a branch costs less than selecting them.
+  const __m256 nan = _mm256_cmp_ps(v.lo, v.hi, _CMP_UNORD_Q);
+  if (__builtin_expect(!_mm256_testz_ps(nan, nan), 0)) return pack(rounded8_or_nan(v.lo), rounded8_or_nan(v.hi));
+  return pack(rounded8(v.lo), rounded8(v.hi));
 }
 // Pairs of cells by a mask, the odd one by itself.
 NF_INLINE __m256i load16_n(const void* p, int k) {
