@@ -427,9 +427,7 @@ NF_INLINE __m256i rounded8_or_nan(__m256 v) {
   return _mm256_blendv_epi8(rounded8(v), _mm256_srli_epi32(quiet, 16), nan);
 }
 NF_INLINE __m256i narrow(F32 v, bf16) {
-  const auto pack = [](__m256i lo, __m256i hi) {
-    return _mm256_permute4x64_epi64(_mm256_packus_epi32(lo, hi), 0xd8);
-  };
+  const auto pack = [](__m256i lo, __m256i hi) { return _mm256_permute4x64_epi64(_mm256_packus_epi32(lo, hi), 0xd8); };
   // One comparison sees a NaN in either half. NaN are rare: a branch costs less than selecting them.
   const __m256 nan = _mm256_cmp_ps(v.lo, v.hi, _CMP_UNORD_Q);
   if (__builtin_expect(!_mm256_testz_ps(nan, nan), 0)) return pack(rounded8_or_nan(v.lo), rounded8_or_nan(v.hi));
