@@ -24,7 +24,9 @@ class Destination:
     would: with a small odd distance between the two, aliasing in the page costs 15-20 %."""
 
     def __init__(self, like: np.ndarray) -> None:
-        self._map = mmap.mmap(-1, like.nbytes + 3 * _HUGE)
+        # Private: shared memory, mmap's default, has no huge pages, and a copy into it reaches two thirds of the rate.
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        self._map = mmap.mmap(-1, like.nbytes + 3 * _HUGE, **private)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self._map.madvise(mmap.MADV_HUGEPAGE)
         base = np.frombuffer(self._map, np.uint8)
