@@ -283,9 +283,9 @@ __attribute__((noinline)) void forward_some(const Forward<T>& f, int64_t first) 
   }
   if (f.a.mean != nullptr || f.a.rstd != nullptr)
     for (int i = 0; i < some_group; ++i) write_stats(f, first + i, Moments{mean[i], mean_lo[i], var[i], true}, rstd[i]);
-  const T* next = f.ahead != 0 ? x + f.ahead * n : nullptr;
   for (int i = 0; i < some_group; ++i) {
-    const Ahead ahead{next != nullptr && first + i + f.ahead < f.g.count ? next + i * n : nullptr};
+    const bool more = f.ahead != 0 && first + i + f.ahead < f.g.count;
+    const Ahead ahead{more ? x + (i + f.ahead) * n : nullptr};
     map_hat<T, Stream, Center>(f, x + i * n, y + i * n, n, ahead, 0, h[i]);
   }
 }
@@ -362,9 +362,8 @@ template <class T, bool Center> bool forward_split(Forward<T>& f, int threads) {
 template <class T> bool forward(const RowsForward& a) {
   using C = typename TypeOf<T>::compute;
   const Rows& g = a.g;
-  Forward<T> f{
-      a, g,    static_cast<const C*>(a.weight), static_cast<const C*>(a.bias), g.channels * g.span, false, false,
-      0, false};
+  Forward<T> f{a,     g, static_cast<const C*>(a.weight), static_cast<const C*>(a.bias), g.channels * g.span, false,
+               false, 0};
   // A bias without a weight is rare: it gets a weight of ones.
   const int64_t params = g.period * g.channels;
   Work<C> ones(f.b != nullptr && f.w == nullptr ? params : 0);

@@ -193,9 +193,9 @@ template <class T> void sum_blocks(const Backward<T>& f) {
 
 // One group of rows and no more: its sums are the gradients, and there are no blocks.
 template <class T, bool Center> bool one_group_backward(Backward<T>& f) {
-  Work<typename TypeOf<T>::compute> chains(f.phase_rows > f.at_once ? 2 * padded<T>(f.n) : 0);
-  if (chains.failed()) return false;
-  f.group_sums = chains.p;
+  Work<typename TypeOf<T>::compute> group_sums(f.phase_rows > f.at_once ? 2 * padded<T>(f.n) : 0);
+  if (group_sums.failed()) return false;
+  f.group_sums = group_sums.p;
   shared_backward<T, Center>(f);
   return true;
 }
@@ -219,12 +219,13 @@ template <class T, bool Center> bool backward_cells(Backward<T>& f) {
   // Long rows: four at once, one link of the chains, which the caches hold from the first step to the second.
   f.short_rows = f.one_vector || group_rows * 2 * row_bytes <= (int64_t(1) << 14);
   f.at_once = f.short_rows || f.a.dx == nullptr ? group_rows : 4;
-  const int64_t ahead = rows_ahead(2 * row_bytes, 2 * f.g.count * row_bytes);
+  // Rows of one vector lost by it.
+  const int64_t ahead = f.one_vector ? 0 : rows_ahead(2 * row_bytes, 2 * f.g.count * row_bytes);
   f.next = (ahead + f.at_once - 1) / f.at_once * f.at_once * f.g.period * f.n;
-  if (f.one_vector) f.next = 0;
   if (f.g.period == 1 && f.phase_rows <= group_rows && f.a.g.span == 1 && !f.extreme && !f.one_vector) {
     // Sums kept between parts of the group take eight bytes a column: not where that is nearly as much as x.
     if (f.phase_rows * int64_t(sizeof(T)) < 20) f.at_once = group_rows;
+    if (f.phase_rows <= f.at_once) f.next = 0;  // nothing comes after
     return one_group_backward<T, Center>(f);
   }
   const int64_t width = padded<T>(f.n), items = f.g.period * f.blocks;
