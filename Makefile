@@ -13,13 +13,16 @@ SOURCES := pyproject.toml CMakeLists.txt \
   $(shell find csrc python -type f -not -name '*.py[co]' -not -name '*.so')
 CXX_FILES := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help test asan tsan lint format bench bench-check instructions gpu accuracy demo peers clean
+.PHONY: help test proof asan tsan lint format bench bench-check instructions gpu accuracy demo peers clean
 
 help:  ## say what there is
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
-test: $(STAMPS)/package $(STAMPS)/test  ## set up, then run all tests and the examples of the docstrings
+test: $(STAMPS)/package $(STAMPS)/test  ## set up, then run the tests and the examples of the docstrings
 	$(BIN)/python -m pytest --doctest-modules tests --pyargs normfast
+
+proof: $(STAMPS)/package $(STAMPS)/test  ## the tests that take too long for every push: the mutation run of the CUDA kernels
+	$(BIN)/python -m pytest -m proof tests
 
 asan: RUNTIME := libasan.so
 asan: TESTS := tests

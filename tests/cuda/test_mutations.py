@@ -65,6 +65,7 @@ def run(variant, sources, numbers):
     return {int(number) for number, outcome in outcomes.items() if outcome == "survived"}
 
 
+@pytest.mark.proof
 @pytest.mark.slow
 def test_every_mutation_is_noticed(sources):
     left = {m.number: m.id for m in mutations() if m.id not in EQUIVALENT}
