@@ -449,7 +449,7 @@ template <class T> bool forward(const ColumnsForward& a) {
   bool by_unit;
   f.ahead = bytes > int64_t(cache_sizes().l2);
   if (f.is_planes) {
-    f.planes = cut_planes(g, f.threads);
+    f.planes = cut_planes(g, int64_t(sizeof(T)), f.threads);
     by_unit = f.planes.by_unit, units = f.planes.blocks;
     f.work_bytes = by_unit ? carve<T>(f, nullptr, nullptr, f.planes.block * g.span, f.planes.block, false)
                            : carve<T>(f, nullptr, nullptr, g.channels * g.span, g.channels, true);

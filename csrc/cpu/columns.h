@@ -39,7 +39,8 @@ struct PlaneCut {
   bool by_unit;  // a unit per thread, or each unit shared by all
 };
 
-NF_INLINE PlaneCut cut_planes(const Columns& g, int threads) {
+// `cell_bytes`: of all arrays that are read.
+NF_INLINE PlaneCut cut_planes(const Columns& g, int64_t cell_bytes, int threads) {
   PlaneCut cut;
   // Neighbouring channels, so that the runs are long: about 50 KiB in each image; 6 KiB where tables must stay in the
   // first-level cache beside them. If possible a multiple of 16 planes, which ends on a whole vector.
@@ -53,7 +54,17 @@ NF_INLINE PlaneCut cut_planes(const Columns& g, int threads) {
   cut.blocks = ceil_div(g.channels, cut.block);
   cut.chunk_planes = larger(1, 65536 / g.span);
   cut.chunks = ceil_div(g.outer, cut.chunk_planes);
-  cut.by_unit = threads == 1 || cut.blocks >= 4 * threads;
+  // Each thread's block and one that is fetched meanwhile stay in the cache from the sums to the map. Where they would not, the
+  // whole array is read twice, as it lies in memory: nothing is faster than that.
+  const int64_t held = (threads + 1) * g.outer * cut.block * g.span * cell_bytes;
+  cut.by_unit = (threads == 1 || cut.blocks >= 4 * threads) && held <= int64_t(cache_sizes().last) * 3 / 8;
+  if (!cut.by_unit) {
+    // As few blocks as keep the threads busy, and the lanes of their channels in the second-level cache.
+    const int64_t least = threads == 1 ? 1 : ceil_div(4 * threads, cut.chunks);
+    cut.block = ceil_div(g.channels, larger(least, ceil_div(g.channels, 2048)));
+    if (cut.block >= 16) cut.block = ceil_div(cut.block, 16) * 16;
+    cut.blocks = ceil_div(g.channels, cut.block);
+  }
   return cut;
 }
 

@@ -20,13 +20,14 @@ template <class T> struct Backward {
   const C* w;       // likewise
   int64_t n;        // cells of a row
   double per_cell;  // 1 / n: a division per row would be felt where rows are short
-  bool wants_params, extreme, streaming, ahead;
+  bool wants_params, extreme, streaming;
   bool one_vector = false;  // rows of one vector or less; looks for extreme rows by itself
   // Rows of one phase (r % period) share their parameters; they are cut into blocks, blocks into groups.
   int64_t phase_rows = 0, block_rows = 0, blocks = 0;
   bool short_rows = false;       // the second step goes down the columns, not along the rows
   int at_once = group_rows;      // rows between the two steps: fewer where sixteen would leave the cache
-  int64_t next = 0;              // cells from a row to the one that is fetched while it is written, 0: none is
+  int64_t ahead = 0;             // how many rows from here is the one that is fetched meanwhile? 0: none is
+  int64_t next = 0;              // the same in cells, for groups of rows
   double* block_sums = nullptr;  // [period][blocks][2][n]
   C* group_sums = nullptr;       // [slot][2][n], when at_once < group_rows
   T* saved = nullptr;            // [slot][group_rows][n], when extreme

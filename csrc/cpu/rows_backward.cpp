@@ -155,7 +155,7 @@ template <class T, bool Center, bool Stream> void dx_rows(void* context, int64_t
     const Hat<C> hat{u.k.hi[0], u.k.rs[0], u.k.t[0]};
     const Slope<C> k{u.k.a[0], u.k.b[0]};
     Ahead ahead;
-    if (f.ahead && r + 1 < f.g.count) ahead = {u.dy + f.n, u.x + f.n};
+    if (f.ahead != 0 && r + f.ahead < f.g.count) ahead = {u.dy + f.ahead * f.n, u.x + f.ahead * f.n};
     if (u.w != nullptr) map_cells<C, Stream>(dx, f.n, ahead, HatGradientOp<C, T, Center, true>{u.dy, u.x, hat, k, u.w});
     else map_cells<C, Stream>(dx, f.n, ahead, HatGradientOp<C, T, Center, false>{u.dy, u.x, hat, k, u.w});
   }
@@ -202,6 +202,8 @@ template <class T, bool Center> bool one_group_backward(Backward<T>& f) {
 
 template <class T, bool Center> bool backward_cells(Backward<T>& f) {
   const int64_t row_bytes = f.n * int64_t(sizeof(T));
+  // Rows of one vector lost by it.
+  f.ahead = f.one_vector ? 0 : rows_ahead(2 * row_bytes, 2 * f.g.count * row_bytes);
   if (!f.wants_params) {
     const int64_t least = (int64_t(1) << 14) / row_bytes + 1, share = f.g.count / (8 * f.threads);
     const int64_t cap = (int64_t(1) << 18) / row_bytes;
@@ -219,9 +221,7 @@ template <class T, bool Center> bool backward_cells(Backward<T>& f) {
   // Long rows: four at once, one link of the chains, which the caches hold from the first step to the second.
   f.short_rows = f.one_vector || group_rows * 2 * row_bytes <= (int64_t(1) << 14);
   f.at_once = f.short_rows || f.a.dx == nullptr ? group_rows : 4;
-  // Rows of one vector lost by it.
-  const int64_t ahead = f.one_vector ? 0 : rows_ahead(2 * row_bytes, 2 * f.g.count * row_bytes);
-  f.next = (ahead + f.at_once - 1) / f.at_once * f.at_once * f.g.period * f.n;
+  f.next = (f.ahead + f.at_once - 1) / f.at_once * f.at_once * f.g.period * f.n;
   if (f.g.period == 1 && f.phase_rows <= group_rows && f.a.g.span == 1 && !f.extreme && !f.one_vector) {
     // Sums kept between parts of the group take eight bytes a column: not where that is nearly as much as x.
     if (f.phase_rows * int64_t(sizeof(T)) < 20) f.at_once = group_rows;
@@ -311,9 +311,7 @@ template <class T, bool Stream> void run_rows(void* context, int64_t begin, int6
           his[j] = k.hi, q[j] = k.q, t[j] = k.t;
           p[j] = f.n == 1 ? C(0) : C((w == nullptr ? 1.0 : double(w[first + j])) * scale);
         }
-        Ahead ahead;
-        if (f.ahead && r + 1 < f.g.count) ahead = {dy + f.n + i, x + f.n + i};
-        map_runs<C, Stream>(dx + i, end - i, run, run, ahead, RunGradientOp<C, T>{dy + i, x + i, his, p, q, t});
+        map_runs<C, Stream>(dx + i, end - i, run, run, Ahead{}, RunGradientOp<C, T>{dy + i, x + i, his, p, q, t});
       }
     } else {
       for (int64_t i = 0; i < f.n; ++i) {
@@ -357,7 +355,6 @@ template <class T> bool backward(const RowsBackward& a) {
                 1.0 / double(a.g.channels * a.g.span),
                 a.dweight != nullptr || a.dbias != nullptr,
                 false,
-                false,
                 false};
   f.threads = threads_for(a.g.count * a.g.channels * a.g.span * int64_t(sizeof(T)));
   f.one_vector = a.g.span == 1 && f.wants_params && a.dx != nullptr && f.n > 1 && f.n <= Lanes<C>::n;
@@ -367,7 +364,6 @@ template <class T> bool backward(const RowsBackward& a) {
   const int64_t row_bytes = f.n * int64_t(sizeof(T));
   f.streaming =
       a.dx != nullptr && use_streaming(size_t(3 * a.g.count * row_bytes)) && streamable(static_cast<const T*>(a.dx));
-  f.ahead = fetch_ahead(2 * row_bytes, 2 * a.g.count * row_bytes);
   if (a.center && (a.g.channels == 1 || a.g.span >= 16)) return backward_runs(f);
   const bool expand = a.g.span > 1 && f.w != nullptr;
   Work<C> w_cells(expand ? a.g.period * f.n : 0);

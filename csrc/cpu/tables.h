@@ -86,18 +86,11 @@ class GradientWriter {
   double w_[size], b_[size];
 };
 
-// Fetch the next unit (row, channel) while this one is written? Only where x comes from beyond the second-level
-// cache, and a unit fits there beside the one being written.
-NF_INLINE bool fetch_ahead(int64_t unit_bytes, int64_t all_bytes) {
-  const CacheSizes& c = cache_sizes();
-  return all_bytes > int64_t(c.l2) && unit_bytes >= 4096 && unit_bytes <= int64_t(c.l2) / 2;
-}
-// The same for rows of any length: how many rows from here is the one to fetch? 0: none. Short rows take less time than
-// memory does.
+// How many rows ahead of the one being written is the one to be fetched meanwhile? 0: none. Short rows take less time than
+// memory does. Long ones the processor's own prefetching follows well, and ours would take its place in the queues.
 NF_INLINE int64_t rows_ahead(int64_t row_bytes, int64_t all_bytes) {
-  const CacheSizes& c = cache_sizes();
-  if (all_bytes <= int64_t(c.l2) || row_bytes > int64_t(c.l2) / 2) return 0;
-  constexpr int64_t distance = 12288;
+  constexpr int64_t distance = 12288, longest = 65536;
+  if (all_bytes <= int64_t(cache_sizes().l2) || row_bytes > longest) return 0;
   return row_bytes < distance ? (distance + row_bytes - 1) / row_bytes : 1;
 }
 
