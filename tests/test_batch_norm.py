@@ -51,6 +51,26 @@ def test_defaults_of_the_running_average():
     np.testing.assert_allclose(one[1], 0.9 * running_pair(5, F32)[1] + 0.1 * unbiased, rtol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1100, 64, 7, 9), (260, 2100, 3, 3)], ids=str)
+def test_planes_that_no_cache_holds(shape, threads):
+    """The array is then read twice instead of block by block: several chunks of images, several blocks of channels."""
+    case = batch(shape)
+    x, dy, weight, bias = case.x(), case.dy(), case.weight(), case.bias()
+    results = []
+    for count in (1, 2, 3):
+        threads(count)
+        y, mean, rstd = case.forward(x, weight, bias, return_stats=True)
+        results.append((y, mean, rstd, *case.backward(dy, x, mean, rstd, weight)))
+    assert_same_bits(results[1], results[0])
+    assert_same_bits(results[2], results[0])
+    y, mean, rstd, *gradients = results[0]
+    want = case.exact_forward(x, weight, bias)
+    assert_forward(y, want)
+    assert_stats(mean, rstd, want, F32)
+    assert_gradients(gradients, case.exact_backward(dy, x, mean, rstd, weight))
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.25, 0.9, 0.99, 1.0])
 def test_decay_weighs_the_old_value(decay):
     case = CASES[0]
