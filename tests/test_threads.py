@@ -280,7 +280,7 @@ def test_controls_while_others_call(threads):
 
 
 def _other_thread_runs_during(call, *args):
-    """Whether a waiting Python thread runs inside `call(*args)`. Only a released GIL can let it: no switch is forced."""
+    """Whether a waiting Python thread runs inside the call. Only a released GIL can let it: no switch is forced."""
     interval = sys.getswitchinterval()
     seen = []
     go, ready = threading.Event(), threading.Event()
