@@ -1,21 +1,23 @@
-"""The command line: ``python -m benchmarks [run|report|overhead|list]``; without a word, ``run``."""
+"""The command line: ``python -m benchmarks [run|report|overhead|ceilings|list]``; without a word, ``run``."""
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import shlex
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from . import board, machine, peers, report, results, shapes
+from . import board, machine, native, peers, report, results, shapes
 from .native import HERE
 
 OUT = HERE / "out"
-_COMMANDS = ("run", "report", "overhead", "list")
+_COMMANDS = ("run", "report", "overhead", "ceilings", "list")
 
 
 def _words(text: str) -> list[str]:
@@ -74,6 +76,10 @@ def _parser() -> argparse.ArgumentParser:
     overhead = commands.add_parser("overhead", help="nanoseconds per call on tiny arrays")
     overhead.add_argument("--rounds", type=int, default=41)
     overhead.add_argument("--out", type=Path, default=OUT / "overhead.json")
+
+    ceilings = commands.add_parser("ceilings", help="what one thread reaches in the steps that a norm is made of")
+    ceilings.add_argument("--rounds", type=int, default=11)
+    ceilings.add_argument("--out", type=Path, default=OUT / "ceilings.json")
     return parser
 
 
@@ -178,9 +184,10 @@ def _show(shown: results.Board, file: Path, text: Path | None, charts: Path | No
 
 def _report(options: argparse.Namespace, console: Console) -> int:
     content = results.load(options.file)
-    if "overhead" in content:
-        console.print(report.overhead_table(content["overhead"]))
-        return 0
+    for name, show in _SMALL_TABLES.items():
+        if name in content:
+            console.print(show(content[name]))
+            return 0
     keep = shapes.matcher(options.ops, options.shapes, options.dtypes)
     shown = results.Board(content)
     shown.cells = [
@@ -197,15 +204,23 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _overhead(options: argparse.Namespace, console: Console, command: str) -> int:
-    from . import overhead
+_SMALL_TABLES = {"overhead": report.overhead_table, "ceilings": report.ceilings_table}
 
+
+def _small_table(options: argparse.Namespace, console: Console, command: str) -> int:
+    name = options.command
+    module = import_module(f".{name}", __package__)
     with _progress(console) as progress:
-        task = progress.add_task("per-call overhead", total=options.rounds * len(overhead.SHAPES))
-        rows = overhead.table(options.rounds, lambda: progress.advance(task))
-    facts = {"machine": machine.machine(), "normfast": machine.repository(), "command": command}
-    results.save({"schema": board.SCHEMA, **facts, "overhead": rows}, options.out)
-    console.print(report.overhead_table(rows))
+        task = progress.add_task(name, total=options.rounds * module.PARTS)
+        try:
+            rows = module.table(options.rounds, lambda: progress.advance(task))
+        except native.CannotBuild as error:
+            console.print(str(error), markup=False)
+            return 2
+    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    facts = {"date": date, "machine": machine.machine(), "command": command}
+    results.save({"schema": board.SCHEMA, "normfast": machine.repository(), **facts, name: rows}, options.out)
+    console.print(_SMALL_TABLES[name](rows))
     console.print(f"Written to {options.out}", markup=False, highlight=False)
     return 0
 
@@ -228,8 +243,8 @@ def main() -> int:
         return 0
     if options.command == "report":
         return _report(options, console)
-    if options.command == "overhead":
-        return _overhead(options, console, command)
+    if options.command in _SMALL_TABLES:
+        return _small_table(options, console, command)
     return _run(options, console, command)
 
 

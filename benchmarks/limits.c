@@ -159,3 +159,77 @@ double limit_run(int kind, char* dst, const char* a, const char* b, size_t bytes
   }
   return end - start;
 }
+
+/* ---- what one thread reaches: ceilings.py ---- */
+
+enum { READ, WRITE, COPY_ALL, TWO_STEPS, IN_TURNS, RUNS, RUNS_FETCHED_L1, RUNS_FETCHED_L2 };
+
+/* The caller looks at the sum, so that no load may be left out. */
+static vec read_all(vec sum, const char* a, size_t bytes) {
+  vec s0 = sum, s1 = sum, s2 = sum, s3 = sum;
+  for (size_t i = 0; i < bytes; i += STEP) {
+    s0 = add(s0, load(a + i)), s1 = add(s1, load(a + i + V));
+    s2 = add(s2, load(a + i + 2 * V)), s3 = add(s3, load(a + i + 3 * V));
+  }
+  return add(add(s0, s1), add(s2, s3));
+}
+
+static void write_all(char* dst, vec v, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += STEP)
+    stream(dst + i, v), stream(dst + i + V, v), stream(dst + i + 2 * V, v), stream(dst + i + 3 * V, v);
+  fence();
+}
+
+/* Bytes [at, at + bytes) of `rows` runs of `run` bytes that lie `pitch` apart, while what comes 4 KiB later is fetched. */
+#define FETCHED(NAME, NEAR)                                                                      \
+  static vec NAME(vec sum, const char* a, size_t rows, size_t run, size_t pitch) {               \
+    const size_t ahead = 4096;                                                                   \
+    for (size_t r = 0; r < rows; ++r)                                                            \
+      for (size_t i = 0; i < run; i += 256) {                                                    \
+        const size_t later = i + ahead, nr = r + later / run, ni = later % run;                  \
+        const char* next = a + (nr < rows ? nr : r) * pitch + ni;                                \
+        for (size_t line = 0; line < 256; line += 64) __builtin_prefetch(next + line, 0, NEAR);  \
+        sum = read_all(sum, a + r * pitch + i, 256);                                             \
+      }                                                                                          \
+    return sum;                                                                                  \
+  }
+FETCHED(read_fetched_l1, 3)
+FETCHED(read_fetched_l2, 2)
+
+/* Seconds for `repeats` times: bytes is a multiple of 32 parts, part of 4096. */
+double ceiling_run(int kind, char* dst, const char* a, size_t bytes, size_t part, long repeats) {
+  enum { ROWS = 32, TURN = 4096 };
+  const size_t parts = bytes / part, columns = parts / ROWS, pitch = columns * part;
+  vec sum = load(a);
+  double start = seconds();
+  for (long r = 0; r < repeats; ++r) {
+    switch (kind) {
+      case READ: sum = read_all(sum, a, bytes); break;
+      case WRITE: write_all(dst, sum, bytes); break;
+      case COPY_ALL: sweep(COPY_NT, dst, a, a, bytes); break;
+      case TWO_STEPS:
+        for (size_t p = 0; p < parts; ++p) {
+          sum = read_all(sum, a + p * part, part);
+          sweep(COPY_NT, dst + p * part, a + p * part, a, part);
+        }
+        break;
+      case IN_TURNS:
+        for (size_t p = 0; p < parts; ++p)
+          for (size_t i = p * part; i < (p + 1) * part; i += TURN) {
+            sweep(COPY_NT, dst + i, a + i, a, TURN);
+            sum = read_all(sum, a + (p + 1 < parts ? i + part : i), TURN);
+          }
+        break;
+      default:
+        for (size_t c = 0; c < columns; ++c) {
+          const char* first = a + c * part;
+          if (kind == RUNS)
+            for (size_t row = 0; row < ROWS; ++row) sum = read_all(sum, first + row * pitch, part);
+          else if (kind == RUNS_FETCHED_L1) sum = read_fetched_l1(sum, first, ROWS, part, pitch);
+          else sum = read_fetched_l2(sum, first, ROWS, part, pitch);
+        }
+    }
+    __asm__ volatile("" : : "m"(sum) : "memory");
+  }
+  return seconds() - start;
+}

@@ -131,6 +131,16 @@ def _line(values: list[str]) -> str:
     return f"| {' | '.join(values)} |"
 
 
+def ceilings_table(rows: list[dict]) -> Table:
+    """What one thread reaches; see `ceilings`."""
+    table = Table(title="one thread, GB/s of least traffic", title_justify="left")
+    for name in ("what", "GB/s", "spread"):
+        table.add_column(name, justify="left" if name == "what" else "right")
+    for row in rows:
+        table.add_row(row["what"], f"{row['gbs']:.1f}", f"{row['spread']:.0%}")
+    return table
+
+
 def overhead_table(rows: list[dict]) -> Table:
     """The table of per-call overhead; see `overhead`."""
     table = Table(title="nanoseconds per call, over an empty call", title_justify="left")
