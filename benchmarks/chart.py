@@ -78,7 +78,7 @@ def _ratios(board: Board, cells: list[Cell], subtitle: str, path: Path) -> Path:
         if any(n in cell.ratios for cell in cells)
     ]
     figure.suptitle(f"How many times longer each peer takes than normfast ({subtitle})", fontsize=14)
-    return _finish(board, figure, handles, path)
+    return _finish([board], figure, handles, path)
 
 
 def _dot(axis: Axes, x: float, y: float, colour: str, marker: str, size: float) -> None:
@@ -86,11 +86,11 @@ def _dot(axis: Axes, x: float, y: float, colour: str, marker: str, size: float) 
     axis.plot(x, y, marker=marker, color=colour, markersize=size, **style)
 
 
-def _finish(board: Board, figure: Figure, handles: list[Line2D], path: Path) -> Path:
-    """The legend, with the machine under it, and the file."""
+def _finish(boards: list[Board], figure: Figure, handles: list[Line2D], path: Path) -> Path:
+    """The legend, with machine and commit of each board under it, and the file."""
     columns = len(handles) if figure.get_figwidth() > 12 else (len(handles) + 1) // 2
     legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
-    legend.set_title(board.machine_line(), prop={"size": 8})
+    legend.set_title("\n".join(dict.fromkeys(board.machine_line() for board in boards)), prop={"size": 8})
     legend.get_title().set_color(_GREY)
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -207,7 +207,7 @@ def _draw_by_size(picture: _Picture, panels: list[tuple[Board, int, list[Cell]]]
     if peers:
         handles.append(Line2D([], [], color="#999999", marker="_", linestyle="", markersize=9, label="best peer"))
     figure.suptitle(picture.title, fontsize=14)
-    return _finish(panels[0][0], figure, handles, picture.path)
+    return _finish([board for board, _, _ in panels], figure, handles, picture.path)
 
 
 def _mark_caches(axis: Axes, board: Board) -> None:
