@@ -73,7 +73,7 @@ def stub(name):
 
 
 def test_all():
-    assert sorted(nf.__all__) == sorted([*FUNCTIONS, "cuda", "reference", "__version__"])
+    assert sorted(nf.__all__) == sorted([*FUNCTIONS, "cuda", "reference", "selftest", "__version__"])
     assert sorted(dir(nf)) == sorted(nf.__all__)
     assert sorted(reference.__all__) == sorted(OPS)
     for name in FUNCTIONS:

@@ -41,6 +41,7 @@ __all__ = [
     "release_pool",
     "rms_norm",
     "rms_norm_backward",
+    "selftest",
     "set_num_threads",
     "set_pool_limit",
     "show_config",
@@ -49,6 +50,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from . import cuda, reference
+    from .selftest import selftest
 
     __version__: str
 else:
@@ -63,6 +65,8 @@ else:
             from importlib import import_module
 
             value = import_module(f".{name}", __name__)
+        elif name == "selftest":
+            from .selftest import selftest as value
         else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         globals()[name] = value
