@@ -5,9 +5,8 @@
 // Three ways to the same sums:
 //
 //   tall      A window of 4 L rows gives every lane one chain of four, four windows are a group, in tables of lanes. A
-//             strip of neighbouring vectors goes down together, group by group, while the next group is brought into
-//             the second-level cache in the order in which it lies in memory: down the columns the hardware would not
-//             see a stream.
+//             strip of neighbouring vectors goes down together, chain by chain: four rows are read side by side, each
+//             in the order in which it lies in memory, while the next group is brought into the second-level cache.
 //   short     Columns of at most one group: lane by lane in registers, since tables would cost more than the cells.
 //   narrow    Matrices whose rows are no whole vectors: sixteen rows, as they lie in memory, are.
 #pragma once
@@ -17,14 +16,12 @@
 namespace nf {
 namespace {
 
-constexpr int strip = 16;  // vectors of columns that go down together: 1 KiB of each row
-
 template <class C> struct GroupSums {
   Vec<C> s[Lanes<C>::n], q[Lanes<C>::n];
 };
 template <class C> struct LaneTables {
   static constexpr int L = Lanes<C>::n;
-  GroupSums<C> block;
+  GroupSums<C> group, block;
   F64 s[8][L / 8], q[8][L / 8];  // eight double lanes, each of L columns
 };
 
@@ -48,7 +45,8 @@ NF_INLINE void widen_to(F64 (&out)[1], F64 v) { out[0] = v; }
 // Terms down a column. `column(c, k)` fetches what belongs to the L columns from c (k < L: only the first k), and
 // its get(o, a, b, c) gives row o: a for the first sum, b*c for the second. `ahead` walks over the strip from row o, a
 // `line` (what one get reads) at a time. Terms that batch norm needs (batch_sums.h) also have `together`, the same terms
-// with several rows taken for one, and `fetch`, which brings a vector into the cache.
+// with several rows taken for one, and `fetch`, which brings a vector into the cache. `strip`: how many vectors of columns go
+// down together, 512 bytes of each row, or 1 KiB where two arrays are read (by measurement).
 template <class C, class T> NF_INLINE Vec<C> cells_at(const T* p, int k) {
   return k == Lanes<C>::n ? Cells<C, T>::load(p) : Cells<C, T>::load_n(p, k, C(0));
 }
@@ -71,6 +69,7 @@ template <class C> NF_INLINE const C* repeat(const C* from, int64_t width, int64
 // (x - shift, (x - shift)^2)
 template <class C, class T> struct ColumnShifted {
   static constexpr bool by_laps = true;
+  static constexpr int strip = 8;
   const T* x;
   int64_t pitch;
   const C* shift;
@@ -113,6 +112,7 @@ template <class C, class T> struct ColumnShifted {
 // (0, x^2)
 template <class C, class T> struct ColumnSquared {
   static constexpr bool by_laps = true;
+  static constexpr int strip = 8;
   const T* x;
   int64_t pitch;
   struct Laps {
@@ -140,6 +140,7 @@ template <class C, class T> struct ColumnSquared {
 // (dy, dy*(x - shift))
 template <class C, class T> struct ColumnSlopes {
   static constexpr bool by_laps = true;
+  static constexpr int strip = 16;
   const T *dy, *x;
   int64_t pitch;
   const C* shift;
@@ -183,6 +184,7 @@ template <class C, class T> struct ColumnSlopes {
 // (dy*w, dy*w*xhat): one weight per row, null for ones
 template <class C, class T, bool Center> struct ColumnWeighted {
   static constexpr bool by_laps = false;  // a weight per row would have to be expanded
+  static constexpr int strip = 16;
   const T *dy, *x;
   int64_t pitch;
   const C *w, *hi, *rs, *t;
@@ -210,44 +212,42 @@ template <class C, class T, bool Center> struct ColumnWeighted {
   }
 };
 
-// Rows [o, o + 4 L) of one vector of columns, or up to `end`.
+// A chain of one lane: the rows o, o + L, ... below `end`, four of them or fewer.
 template <class C, bool Whole, class Column>
-NF_INLINE void window(const Column& f, int64_t o, int64_t end, GroupSums<C>& t, Ahead2& ahead, int64_t line) {
+NF_INLINE void chain(const Column& f, int64_t o, int64_t end, bool opens, Vec<C>& s2, Vec<C>& q2, Ahead2& ahead,
+                     int64_t line) {
   constexpr int64_t L = Lanes<C>::n;
-  for (int64_t j = 0; j < L; ++j) {
-    Vec<C> a, b, c;
-    if (!Whole && o + j >= end) return;
-    f.get(o + j, a, b, c);
-    Vec<C> s1 = a, q1 = b * c;
+  Vec<C> a, b, c;
+  f.get(o, a, b, c);
+  Vec<C> s1 = a, q1 = b * c;
 #pragma GCC unroll 4
-    for (int64_t i = 1; i < 4; ++i) {
-      if (!Whole && o + i * L + j >= end) break;
-      f.get(o + i * L + j, a, b, c);
-      s1 = s1 + a, q1 = fma(b, c, q1);
-    }
-    if constexpr (Whole) {
-      if (ahead.first.at != nullptr) {
+  for (int64_t i = 1; i < 4; ++i) {
+    if (!Whole && o + i * L >= end) break;
+    f.get(o + i * L, a, b, c);
+    s1 = s1 + a, q1 = fma(b, c, q1);
+  }
+  if constexpr (Whole) {
+    if (ahead.first.at != nullptr) {
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) ahead.first.step(line);
-        if (ahead.second.at != nullptr) {
+      for (int i = 0; i < 4; ++i) ahead.first.step(line);
+      if (ahead.second.at != nullptr) {
 #pragma GCC unroll 4
-          for (int i = 0; i < 4; ++i) ahead.second.step(line);
-        }
+        for (int i = 0; i < 4; ++i) ahead.second.step(line);
       }
     }
-    t.s[j] = t.s[j] + s1, t.q[j] = t.q[j] + q1;
+  }
+  const Vec<C> zero = splat<C>(0);  // added, so that no sum is -0
+  s2 = (opens ? zero : s2) + s1, q2 = (opens ? zero : q2) + q1;
+}
+
+template <class C> NF_INLINE void close_group(LaneTables<C>& t, bool opens) {
+  for (int j = 0; j < Lanes<C>::n; ++j) {
+    t.block.s[j] = opens ? t.group.s[j] : t.block.s[j] + t.group.s[j];
+    t.block.q[j] = opens ? t.group.q[j] : t.block.q[j] + t.group.q[j];
   }
 }
 
-template <class C> NF_INLINE void clear(GroupSums<C>& t) {
-  for (int j = 0; j < Lanes<C>::n; ++j) t.s[j] = t.q[j] = splat<C>(0);
-}
-
-template <class C> NF_INLINE void close_group(const GroupSums<C>& group, GroupSums<C>& block) {
-  for (int j = 0; j < Lanes<C>::n; ++j) block.s[j] = block.s[j] + group.s[j], block.q[j] = block.q[j] + group.q[j];
-}
-
-template <class C> NF_INLINE void close_block(LaneTables<C>& t) {
+template <class C> NF_INLINE void close_block(LaneTables<C>& t, bool opens) {
   constexpr int L = Lanes<C>::n;
   for (int j = 0; j < 8; ++j) {
     F64 s[L / 8], q[L / 8];
@@ -258,9 +258,11 @@ template <class C> NF_INLINE void close_block(LaneTables<C>& t) {
       for (int h = 0; h < 2; ++h) s[h] = s[h] + s8[h], q[h] = q[h] + q8[h];
     }
 #pragma GCC unroll 2
-    for (int h = 0; h < L / 8; ++h) t.s[j][h] = t.s[j][h] + s[h], t.q[j][h] = t.q[j][h] + q[h];
+    for (int h = 0; h < L / 8; ++h) {
+      t.s[j][h] = opens ? s[h] : t.s[j][h] + s[h];
+      t.q[j][h] = opens ? q[h] : t.q[j][h] + q[h];
+    }
   }
-  clear(t.block);
 }
 
 NF_INLINE F64 fold8(const F64 (&v)[8]) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
@@ -324,28 +326,33 @@ NF_INLINE void short_column(const Column& f, int64_t begin, int64_t end, int64_t
 // A strip of columns of more rows: window by window, in tables of lanes.
 template <class C, class Term>
 NF_INLINE void tall_columns(const Term& f, int64_t begin, int64_t end, int64_t from, int64_t to,
-                            LaneTables<C> (&tables)[strip]) {
+                            LaneTables<C> (&tables)[Term::strip]) {
   constexpr int64_t L = Lanes<C>::n, group_rows = 16 * L;
-  const int vectors = int((to - from + L - 1) / L);
-  std::memset(static_cast<void*>(tables), 0, sizeof(LaneTables<C>) * size_t(vectors));
-  int group_index = 0;
-  for (int64_t o = begin; o < end; o += group_rows) {
+  int groups = 0;
+  for (int64_t o = begin; o < end; o += group_rows, ++groups) {
     const int64_t group_end = o + group_rows < end ? o + group_rows : end;
     const bool last = group_end == end;
     Ahead2 ahead = last ? Ahead2{} : f.ahead(o + group_rows, from, to);
-    ++group_index;
-    for (int v = 0; v < vectors; ++v) {
-      const int64_t c = from + v * L;
-      const int k = int(to - c < L ? to - c : L);
-      GroupSums<C> group;
-      clear(group);
-      for (int64_t w = o; w < group_end; w += 4 * L) {
-        if (k == L && w + 4 * L <= group_end)
-          window<C, true>(f.column(c, int(L)), w, group_end, group, ahead, f.line());
-        else window<C, false>(f.column(c, k), w, group_end, group, ahead, f.line());
+    if (group_end - o < L)
+      for (LaneTables<C>& t : tables) std::memset(static_cast<void*>(&t.group), 0, sizeof t.group);
+    for (int64_t w = o; w < group_end; w += 4 * L)
+      for (int64_t j = 0; j < L && w + j < group_end; ++j) {
+        const auto add = [&](auto whole, int64_t c, int k, LaneTables<C>& t) __attribute__((always_inline)) {
+          chain<C, whole>(f.column(c, k), w + j, group_end, w == o, t.group.s[j], t.group.q[j], ahead, f.line());
+        };
+        LaneTables<C>* t = tables;
+        int64_t c = from;
+        if (w + j + 3 * L < group_end) {
+          for (; c + L <= to; c += L) add(std::true_type{}, c, int(L), *t++);
+          if (c < to) add(std::true_type{}, c, int(to - c), *t);
+        } else {
+          for (; c < to; c += L) add(std::false_type{}, c, to - c < L ? int(to - c) : int(L), *t++);
+        }
       }
-      close_group(group, tables[v].block);
-      if (group_index % 4 == 0 || last) close_block(tables[v]);
+    LaneTables<C>* t = tables;
+    for (int64_t c = from; c < to; c += L, ++t) {
+      close_group(*t, groups % 4 == 0);
+      if (groups % 4 == 3 || last) close_block(*t, groups < 4);
     }
   }
 }
@@ -426,9 +433,10 @@ __attribute__((noinline)) void column_chunk(const Term& f, int64_t begin, int64_
     if (c < c1) short_column<C>(f.column(c, int(c1 - c)), begin, end, c1 - c, s + (c - c0), q + (c - c0));
     return;
   }
-  LaneTables<C> tables[strip];
-  for (int64_t from = c0; from < c1; from += strip * L) {
-    const int64_t to = from + strip * L < c1 ? from + strip * L : c1;
+  constexpr int64_t width = Term::strip * L;
+  LaneTables<C> tables[Term::strip];
+  for (int64_t from = c0; from < c1; from += width) {
+    const int64_t to = from + width < c1 ? from + width : c1;
     tall_columns(f, begin, end, from, to, tables);
     for (int64_t c = from; c < to; c += L) {
       const LaneTables<C>& t = tables[(c - from) / L];

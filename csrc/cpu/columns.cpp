@@ -52,7 +52,7 @@ NF_INLINE int64_t carve(const Forward<T>& f, char* base, Unit<T>* u, int64_t col
   u->rstd = k.take<double>(channels);
   u->wide_shift = k.take<double>(per);
   u->lanes = k.take<F64>(f.is_planes ? 2 * channels : 0);
-  const int64_t table = entry(f.g, columns) * f.repeats;
+  const int64_t table = table_size<C>(f.g, columns, f.repeats);
   u->hi = k.take<C>(table), u->s = k.take<C>(table), u->t = k.take<C>(table);
   return k.used;
 }

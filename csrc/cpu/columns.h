@@ -282,6 +282,8 @@ template <class T> void build_tables(ForwardMap<T>& f) {
   const Columns& g = f.g;
   if (g.param_span == 0) {  // span is 1
     hat_columns<C>(f.tile, f.mean, f.mean_lo, f.var, f.rstd, f.hi, f.s, f.t);
+    if (wraps<C>(f.tile, g.channels * g.span))
+      wrap_table(f.hi, f.tile), wrap_table(f.s, f.tile), wrap_table(f.t, f.tile);
   } else if (entry(g, g.span) == 1) {
     f.mean_lo != nullptr ? column_coefficients<T, false>(f) : column_coefficients<T, true>(f);
   } else {
@@ -331,6 +333,19 @@ NF_INLINE void map_tables(T* y, int64_t begin, int64_t end, int64_t tile, int64_
   if (left > 0) map_table<C, Stream>(y + last * width, 1, left * tile, 0, op(last));
 }
 
+// The same with a parameter for each row.
+template <class C, bool Stream, class T, class MakeOp>
+NF_INLINE void map_weighted_rows(T* y, int64_t begin, int64_t end, int64_t tile, int64_t width, const MakeOp& op) {
+  if (!wraps<C>(tile, width)) return map_tables<C, Stream>(y, begin, end, tile, width, 1, op);
+  const auto first = op(begin);
+  map_runs<C, Stream>(y + begin * width, (end - begin) * width, width, width, Ahead{},
+                      RowsAsRuns<C, std::decay_t<decltype(first)>>{first, width});
+}
+// What a table of n columns takes.
+template <class C> NF_INLINE int64_t table_size(const Columns& g, int64_t n, int64_t repeats) {
+  return entry(g, n) * repeats + (g.param_span == 0 ? Lanes<C>::n : 0);
+}
+
 // Rows [begin, end) of the unit whose first column is c0; `next`: cells ahead of x that will be needed next (for runs; 0
 // for none).
 template <class T, bool Stream, bool Center>
@@ -342,7 +357,7 @@ void map_matrix(const ForwardMap<T>& f, int64_t begin, int64_t end, int64_t c0, 
   if (f.extreme) {
     for (int64_t o = begin; o < end; ++o) map_row_carefully(f, o, x + o * width, y + o * width);
   } else if (f.g.param_span == 0) {
-    map_tables<C, Stream>(y, begin, end, f.tile, width, 1, [&](int64_t o) {
+    map_weighted_rows<C, Stream>(y, begin, end, f.tile, width, [&](int64_t o) {
       return TableHatOp<C, T, Center>{
           {f.hi, f.s, f.t}, x + o * width, f.w != nullptr ? f.w + o : nullptr, f.b != nullptr ? f.b + o : nullptr};
     });

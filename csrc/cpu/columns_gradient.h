@@ -53,7 +53,7 @@ NF_INLINE int64_t carve(const Backward<T>& f, char* base, Unit<T>* u, int64_t co
   u->c1_of = k.take<double>(channels), u->c2_of = k.take<double>(channels);
   u->lanes = k.take<F64>(f.is_planes ? 2 * channels : 0);
   u->kept = k.take<double>(f.column_sums == nullptr ? 2 * channels : 0);
-  const int64_t table = entry(f.g, columns) * f.repeats;
+  const int64_t table = table_size<C>(f.g, columns, f.repeats);
   u->hi = k.take<C>(table), u->p = k.take<C>(table), u->q = k.take<C>(table), u->t = k.take<C>(table);
   u->b_of = k.take<C>(f.g.param_span == 0 ? table : 0);
   return k.used;
@@ -274,6 +274,10 @@ template <class T> void build_tables(const Backward<T>& f, Unit<T>& u) {
     }
   }
   C* const tables[4] = {u.hi, u.p, u.q, u.t};
+  if (by_rows(f) && wraps<C>(tile, f.matrix.width)) {
+    for (C* table : tables) wrap_table(table, tile);
+    wrap_table(u.b_of, tile);
+  }
   for (int64_t r = 1; r < f.repeats; ++r)
     for (C* table : tables) std::memcpy(table + r * tile, table, size_t(tile) * sizeof(C));
 }
@@ -320,14 +324,12 @@ void map_matrix(const Backward<T>& f, const Unit<T>& u, int64_t begin, int64_t e
     for (int64_t o = begin; o < end; ++o) map_row_carefully(f, u, o, dy + o * width, x + o * width, dx + o * width);
   } else if (by_rows(f)) {
     const auto weights = [&](int64_t o) { return f.w != nullptr ? f.w + o : nullptr; };
-    if (f.a.center)
-      through_tables([&](int64_t o) {
-        return TableHatGradientOp<C, T, true>{dy + o * width, x + o * width, u.hi, u.p, u.t, u.q, u.b_of, weights(o)};
+    const auto map = [&](auto center) {
+      map_weighted_rows<C, Stream>(dx, begin, end, tile, width, [&](int64_t o) {
+        return TableHatGradientOp<C, T, center>{dy + o * width, x + o * width, u.hi, u.p, u.t, u.q, u.b_of, weights(o)};
       });
-    else
-      through_tables([&](int64_t o) {
-        return TableHatGradientOp<C, T, false>{dy + o * width, x + o * width, u.hi, u.p, u.t, u.q, u.b_of, weights(o)};
-      });
+    };
+    f.a.center ? map(std::true_type{}) : map(std::false_type{});
   } else if (in_runs(f.g)) {
     const int64_t run = f.g.param_span;
     for (int64_t o = begin; o < end; ++o) {

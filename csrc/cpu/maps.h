@@ -297,6 +297,9 @@ template <class C, class T, bool Center> struct TableHatOp : AffineTable<C> {
   struct Row {
     V w, b;
   };
+  __attribute__((always_inline)) static inline Row join(int n, const Row& a, const Row& b) {
+    return {first_n(n, a.w, b.w), first_n(n, a.b, b.b)};
+  }
   __attribute__((always_inline)) inline Row row(int64_t r) const {
     return {splat<C>(w != nullptr ? w[r] : C(1)), splat<C>(b != nullptr ? b[r] : C(0))};
   }
@@ -349,6 +352,7 @@ template <class C, class T, bool Center> struct TableHatGradientOp {
     V hi, rs, t, a, b;
   };
   using Row = V;
+  __attribute__((always_inline)) static inline Row join(int n, const Row& a, const Row& b) { return first_n(n, a, b); }
   __attribute__((always_inline)) inline Row row(int64_t r) const { return splat<C>(w != nullptr ? w[r] : C(1)); }
   __attribute__((always_inline)) inline K at(int64_t i) const {
     const auto all = [i](const C* p) { return Cells<C, C>::load(p + i); };
@@ -370,6 +374,36 @@ template <class C, class T, bool Center> struct TableHatGradientOp {
     return apply(r, Cells<C, T>::load_n(dy + i, n, C(0)), Cells<C, T>::load_n(x + i, n, C(0)), k);
   }
 };
+
+// Whole rows that are no whole vectors, as runs one behind the other: no row begins or ends with a part of a vector. The
+// L cells that lie in two rows take what belongs to a row from both, and the table as if it began again behind its end, where
+// wrap_table has put its first L entries once more.
+template <class C, class Op> struct RowsAsRuns {
+  static constexpr int fetch = 2;
+  Op op;
+  int64_t width;
+  struct K {
+    typename Op::Row row;
+    int64_t start;
+  };
+  using V = Vec<C>;
+  __attribute__((always_inline)) inline K run(int64_t r) const { return {op.row(r), r * width}; }
+  __attribute__((always_inline)) static inline K join(int n, const K& a, const K& b) {
+    return {Op::join(n, a.row, b.row), a.start};
+  }
+  __attribute__((always_inline)) inline V get(int64_t i, const K& k) const {
+    return op.get(k.row, i, op.at(i - k.start));
+  }
+  __attribute__((always_inline)) inline V get_n(int64_t i, int n, const K& k) const {
+    return op.get_n(k.row, i, n, op.at(i - k.start));
+  }
+};
+template <class C> NF_INLINE bool wraps(int64_t tile, int64_t width) {
+  return tile == width && width >= Lanes<C>::n && width % Lanes<C>::n != 0;
+}
+template <class C> NF_INLINE void wrap_table(C* table, int64_t width) {
+  Cells<C, C>::store(table + width, Cells<C, C>::load(table));
+}
 
 }  // namespace
 }  // namespace nf
