@@ -13,8 +13,6 @@
 namespace nf {
 namespace {
 
-constexpr int64_t batch_chunk_rows = 4096;
-
 // Matrices narrower than this are summed several rows at a time, as if those were one row: a loop over one or two vectors
 // would be all start and end.
 constexpr int64_t narrow_batch = 128;
@@ -25,6 +23,12 @@ NF_INLINE int64_t rows_together(int64_t width, int64_t lanes) {
   return rows;
 }
 constexpr int64_t most_together = narrow_batch * 16;  // columns of such a row
+
+// The rows that are summed as one chunk. Threads share a matrix by rows, which suit the memory system better than columns: where rows
+// are few, chunks are shorter, for each thread to have some.
+NF_INLINE int64_t batch_chunk_rows(int64_t rows, int64_t width) {
+  return rows > 32768 || width < narrow_batch ? 4096 : 1024;
+}
 
 template <class C> struct BatchTables {
   static constexpr int64_t width = 32 * Lanes<C>::n;
@@ -71,7 +75,9 @@ __attribute__((noinline)) void batch_tables(const Term& f, int64_t begin, int64_
   const int64_t columns = to - from;
   // Far enough for memory to answer, and not on the lines that are being read where rows lie a page apart.
   const int64_t ahead = Ahead ? ((4096 + columns - 1) / columns + 3) / 4 * 4 : 0;
-  std::memset(static_cast<void*>(&t), 0, sizeof t);
+  const size_t whole = size_t((columns + 15) / 16 * 16);  // tables are added in whole vectors
+  const auto clear = [whole](auto* p) { std::memset(static_cast<void*>(p), 0, whole * sizeof *p); };
+  clear(t.block_s), clear(t.block_q), clear(t.s), clear(t.q);
   for (int64_t block = begin; block < end; block += 64) {
     const int64_t block_end = block + 64 < end ? block + 64 : end;
     for (int64_t o = block; o < block_end; o += 16) {
@@ -83,7 +89,7 @@ __attribute__((noinline)) void batch_tables(const Term& f, int64_t begin, int64_
       add_table(t.group_s, t.block_s, columns), add_table(t.group_q, t.block_q, columns);
     }
     add_table(t.block_s, t.s, columns), add_table(t.block_q, t.q, columns);
-    std::memset(static_cast<void*>(t.block_s), 0, sizeof t.block_s + sizeof t.block_q);
+    clear(t.block_s), clear(t.block_q);
   }
 }
 

@@ -133,7 +133,7 @@ template <class U> NF_INLINE void clear_totals(U& u, int64_t n) {
 
 // The rows that are summed as one chunk, whoever does it.
 template <class C> NF_INLINE int64_t chunk_rows(const Columns& g) {
-  return g.any_order ? batch_chunk_rows : chunk_cells<C>;
+  return g.any_order ? batch_chunk_rows(g.outer, g.channels * g.span) : chunk_cells<C>;
 }
 
 // How the sums of one unit are shared out between threads: chunks of rows times stretches of columns, as few
