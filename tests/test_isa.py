@@ -13,11 +13,10 @@ import _child
 import normfast as nf
 from _cases import layer
 from _checks import F32, nudged
-from _hashes import CASES, digest
+from _hashes import CASES, committed, digest
 
 ALL = ["baseline", "x86-64-v3", "x86-64-v4", "arm64"]
 BUILT = nf.show_config("dicts")["code_paths"]
-SAME_BITS = ["x86-64-v3", "x86-64-v4"]
 NEEDS = {
     "x86-64-v3": {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"},
     "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
@@ -59,7 +58,7 @@ def test_this_build():
     machine = platform.machine().lower()
     if machine in ("x86_64", "amd64"):
         assert "arm64" not in BUILT
-        assert {"baseline", *SAME_BITS} <= set(BUILT)
+        assert {"baseline", "x86-64-v3", "x86-64-v4"} <= set(BUILT)
 
 
 @pytest.mark.parametrize("path", ALL)
@@ -76,15 +75,25 @@ def test_best_path_by_default():
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-def test_same_hashes(dtype):
-    """Every case of every norm in this dtype: x86-64-v3 against x86-64-v4."""
-    for path in SAME_BITS:
-        require(path)
-    one, other = (hashes(path) for path in SAME_BITS)
-    names = [name for name in one if name.endswith(f"-{dtype}")]
+@pytest.mark.parametrize("path", ALL)
+def test_committed_digests(path, dtype):
+    """Every case of every norm in this dtype has the bits of digests.json: the same for all paths with fused
+    multiply-add, others for the baseline."""
+    require(path)
+    wanted, got = committed(path), hashes(path)
+    assert got.keys() == wanted.keys()
+    names = [name for name in got if name.endswith(f"-{dtype}")]
     assert len(names) == len(set(map(str, CASES)))
-    differ = [name for name in names if one[name] != other[name]]
+    differ = [name for name in names if got[name] != wanted[name]]
     assert not differ, f"{len(differ)} of {len(names)} cases differ: {differ[:10]}"
+
+
+def test_the_baseline_has_bits_of_its_own():
+    """Negative control: the comparison above sees a path that rounds differently."""
+    fused, baseline = committed("x86-64-v3"), committed("baseline")
+    assert fused.keys() == baseline.keys()
+    differ = [name for name in fused if fused[name] != baseline[name] and name.endswith("-float32")]
+    assert len(differ) > len(fused) // 8
 
 
 def test_hashes_notice_one_cell():

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Everything between a Python argument and a pointer: checks, their messages, memory order, results.
 //
-// Functions here throw `Failure` with the Python error set; `guarded` turns that into a null result.
+// Functions here throw `Failure` with the Python error set; `guarded` turns that, and want of memory, into a null result.
 #pragma once
 
 #define PY_ARRAY_UNIQUE_SYMBOL normfast_array_api
@@ -12,6 +12,7 @@
 #include <numpy/arrayobject.h>
 
 #include <cstdint>
+#include <new>
 #include <utility>
 
 #include "../cpu/kernels.h"
@@ -61,6 +62,8 @@ template <class F> PyObject* guarded(F f) {
     return f();
   } catch (const Failure&) {
     return nullptr;
+  } catch (const std::bad_alloc&) {
+    return PyErr_NoMemory();
   }
 }
 

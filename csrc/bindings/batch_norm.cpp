@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Batch norm: training (the batch's own statistics, running averages) and evaluation (the running ones).
+#include <algorithm>
+#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -30,15 +32,37 @@ Running take_running(const char* fn, const char* name, PyObject* obj, const Sour
   return r;
 }
 
-void store_running(const Running& r, const double* batch, npy_intp channels, double weight) {
-  std::vector<double> next(static_cast<size_t>(channels));
-  const double* before = static_cast<const double*>(r.values.data);
-  for (npy_intp c = 0; c < channels; ++c) next[size_t(c)] = running_average(before[c], batch[c], weight);
-  // Rounded once to the array's dtype, then laid down whatever its strides and byte order.
-  ParamGradient rounded(PyArray_DESCR(r.target), 1, &channels, nullptr, false);
-  rounded.fill(next.data());
-  if (PyArray_CopyInto(r.target, rounded.finish().array()) < 0) throw Failure{};
-}
+// What running statistics are about to become, rounded once to the dtype of their array. All memory is taken before anything
+// is computed, so that a call that fails has changed neither of the two.
+class NextRunning {
+ public:
+  NextRunning(const Running& r, npy_intp channels)
+      : running_(r), values_(size_t(channels)), rounded_(PyArray_DESCR(r.target), 1, &channels, nullptr, false) {}
+  double* batch() { return values_.data(); }  // the batch's own, from the kernels
+  size_t size() const { return values_.size(); }
+
+  void average(double weight) {
+    const double* before = static_cast<const double*>(running_.values.data);
+    for (size_t c = 0; c < size(); ++c) values_[c] = running_average(before[c], values_[c], weight);
+    rounded_.fill(values_.data());
+  }
+  // Into the caller's array, whatever its stride and byte order.
+  void write() const {
+    PyArrayObject* to = running_.target;
+    const size_t bytes = size_t(PyArray_ITEMSIZE(to));
+    const char* from = static_cast<const char*>(rounded_.data());
+    for (size_t c = 0; c < size(); ++c) {
+      char* at = PyArray_BYTES(to) + npy_intp(c) * PyArray_STRIDE(to, 0);
+      std::memcpy(at, from + c * bytes, bytes);
+      if (PyArray_ISBYTESWAPPED(to)) std::reverse(at, at + bytes);
+    }
+  }
+
+ private:
+  const Running& running_;
+  std::vector<double> values_;
+  ParamGradient rounded_;
+};
 
 PyObject* batch_norm(PyObject*, PyObject* const* a, Py_ssize_t) {
   return guarded([&]() -> PyObject* {
@@ -74,7 +98,8 @@ PyObject* batch_norm(PyObject*, PyObject* const* a, Py_ssize_t) {
                             {b.given.get(), "bias", false}};
     Result y(fn, out, x, inputs, 5);
     const size_t channels = size_t(p.channels);
-    std::vector<double> batch_mean(training && given ? channels : 0), batch_var(batch_mean.size());
+    std::optional<NextRunning> next_mean, next_var;
+    if (training && given) next_mean.emplace(rm, p.channels), next_var.emplace(rv, p.channels);
     Ref mean, rstd;
     if (stats) mean = new_stat(x.dtype, 1, &p.channels, nullptr), rstd = new_stat(x.dtype, 1, &p.channels, nullptr);
     bool ok = true;
@@ -86,16 +111,16 @@ PyObject* batch_norm(PyObject*, PyObject* const* a, Py_ssize_t) {
                                 b.data,
                                 stats ? PyArray_DATA(mean.array()) : nullptr,
                                 stats ? PyArray_DATA(rstd.array()) : nullptr,
-                                given ? batch_mean.data() : nullptr,
-                                given ? batch_var.data() : nullptr,
+                                given ? next_mean->batch() : nullptr,
+                                given ? next_var->batch() : nullptr,
                                 eps,
                                 true};
       if (p.channels > 0) ok = without_gil(x.bytes(), [&] { return kernels().columns_forward[int(x.dtype)](args); });
       if (!ok) out_of_memory();
       if (given) {
-        for (double& v : batch_var) v = sample_variance(v, double(p.n), running.ddof);
-        store_running(rm, batch_mean.data(), p.channels, running.weight);
-        store_running(rv, batch_var.data(), p.channels, running.weight);
+        for (size_t c = 0; c < channels; ++c)
+          next_var->batch()[c] = sample_variance(next_var->batch()[c], double(p.n), running.ddof);
+        next_mean->average(running.weight), next_var->average(running.weight);
       }
     } else {
       // Copies: others may train on the same arrays while the GIL is released.
@@ -110,9 +135,12 @@ PyObject* batch_norm(PyObject*, PyObject* const* a, Py_ssize_t) {
       if (stats) fill_stat(mean, mean_in.data()), fill_stat(rstd, rstd_in.data());
     }
     Ref result = y.finish();
-    if (!stats) return result.release();
-    Ref items[3] = {std::move(result), std::move(mean), std::move(rstd)};
-    return build_results(items, 3);
+    if (stats) {
+      Ref items[3] = {std::move(result), std::move(mean), std::move(rstd)};
+      result = Ref(build_results(items, 3));
+    }
+    if (next_mean) next_mean->write(), next_var->write();  // last: nothing after it can fail
+    return result.release();
   });
 }
 

@@ -14,6 +14,11 @@ static int import_numpy() {
 }
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
+  // A thread's first exception allocates, and glibc ends the process where that fails. The main thread has it behind it now.
+  try {
+    throw nf::Failure{};
+  } catch (const nf::Failure&) {
+  }
   if (import_numpy() < 0) throw py::error_already_set();
   if (const char* refused = nf::choose_kernels()) throw py::import_error(refused);
   for (PyMethodDef* methods :

@@ -185,8 +185,8 @@ struct Pool {
     while (workers < wanted) {
       try {
         std::thread([this, slot = workers.load() + 1] { work(slot); }).detach();
-      } catch (const std::system_error&) {
-        return;  // no more threads to be had: those that exist, and the caller, do the work
+      } catch (const std::exception&) {
+        return;  // no more threads to be had, or no memory for one: those that exist, and the caller, do the work
       }
       ++workers;
     }

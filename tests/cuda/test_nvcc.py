@@ -1,4 +1,5 @@
-"""What nvcc makes of the kernels, where it is found: no spills, and no more registers than stated."""
+"""What nvcc makes of the kernels where it is found: nothing in local memory, few registers, cells moved
+sixteen bytes at a time."""
 
 from __future__ import annotations
 
@@ -25,17 +26,52 @@ CAPS = {
     "rows_backward": {"lanes_backward": 128, "cluster_backward": 128, "total_channels": 40},
 }
 
+# How the kernels that move cells do it, as PTX writes it. Those that only finish sums handle a few doubles.
+WIDE = {
+    "load": ("ld.global.nc.L1::no_allocate.v4.u32", "cp.async.cg.shared.global"),
+    "store": ("st.global.cs.v4.u32",),
+}
+MOVES = {
+    "map_columns": ("load", "store"),
+    "slice_moments": ("load",),
+    "slice_sums": ("load",),
+    "held_rows": ("load", "store"),
+    "wide_params": ("load",),
+    "lanes_forward": ("load", "store"),
+    "cluster_forward": ("load", "store"),
+    "lanes_backward": ("load", "store"),
+    "cluster_backward": ("load", "store"),
+}
+
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(NVCC is None, reason="needs nvcc")]
 
 
 def kernels(text):
-    """(name, registers, bytes spilled) of each kernel in what ptxas says."""
+    """(name, registers, bytes of local memory: stack and spills) of each kernel in what ptxas says."""
     found = []
     for block in text.split("Compiling entry function '")[1:]:
         registers = re.search(r"Used (\d+) registers", block)
-        spilled = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", block)
-        found.append((block.partition("'")[0], int(registers[1]), int(spilled[1]) + int(spilled[2])))
+        local = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", block)
+        found.append((block.partition("'")[0], int(registers[1]), sum(int(n) for n in local.groups())))
     return found
+
+
+def bodies(ptx):
+    """(name, text) of each kernel."""
+    for part in re.split(r"\.entry\s+", ptx)[1:]:
+        yield part.partition("(")[0].strip(), part
+
+
+def narrow(ptx, names):
+    """Kernels that move no cells, or not sixteen bytes at a time, or keep something of a thread in local memory."""
+    wrong = []
+    for mangled, text in bodies(ptx):
+        for what in MOVES.get(name_in(mangled, names), ()):
+            if not any(f"{access} " in text for access in WIDE[what]):
+                wrong.append(f"{mangled}: no {what} of 16 bytes")
+        if re.search(r"\b(ld|st)\.local", text):
+            wrong.append(f"{mangled}: local memory")
+    return wrong
 
 
 def name_in(mangled, names):
@@ -52,24 +88,34 @@ def test_every_file_is_stated():
 
 @pytest.mark.parametrize("stem", CAPS)
 def test_registers_and_spills(stem, tmp_path):
-    command = [NVCC, *FLAGS, "-o", str(tmp_path / "kernels.cubin"), f"csrc/cuda/{stem}.cu"]
+    kept = ["--keep", "--keep-dir", str(tmp_path)]
+    command = [NVCC, *FLAGS, *kept, "-o", str(tmp_path / "kernels.cubin"), f"csrc/cuda/{stem}.cu"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found, wrong = set(), []
-    for mangled, registers, spilled in kernels(done.stdout + done.stderr):
+    for mangled, registers, local in kernels(done.stdout + done.stderr):
         name = name_in(mangled, CAPS[stem])
         found.add(name)
-        if spilled or registers > CAPS[stem][name]:
-            wrong.append(f"{mangled}: {registers} registers (at most {CAPS[stem][name]}), {spilled} bytes spilled")
+        if local or registers > CAPS[stem][name]:
+            wrong.append(
+                f"{mangled}: {registers} registers (at most {CAPS[stem][name]}), {local} bytes of local memory"
+            )
     assert found == set(CAPS[stem])  # no stale names
+    (ptx,) = tmp_path.glob("*.ptx")
+    wrong += narrow(ptx.read_text(), CAPS[stem])
     assert not wrong, "\n".join(wrong)
 
 
 def test_the_report_is_understood():
-    """Negative control: a report with a spill, as ptxas writes it."""
+    """Negative controls: a report with a stack and a spill, as ptxas writes it; PTX that moves cells one at a time."""
     report = (
         "ptxas info    : Compiling entry function '_ZN2nf4cuda5copyIfEEvi' for 'sm_90'\n"
         "    8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads\n"
         "ptxas info    : Used 168 registers, used 1 barriers\n"
     )
-    assert kernels(report) == [("_ZN2nf4cuda5copyIfEEvi", 168, 28)]
+    assert kernels(report) == [("_ZN2nf4cuda5copyIfEEvi", 168, 36)]
+    wide = ".visible .entry _Z11map_columnsv(\n.param .u64 p\n)\n{{\n{} %r;\nst.global.cs.v4.u32 [%r];\n}}\n"
+    names = ["map_columns"]
+    assert narrow(wide.format("ld.global.nc.L1::no_allocate.v4.u32"), names) == []
+    assert len(narrow(wide.format("ld.global.nc.L1::no_allocate.u32"), names)) == 1
+    assert len(narrow(wide.format("st.local.u32 [%r];\nld.global.nc.L1::no_allocate.v4.u32"), names)) == 1
