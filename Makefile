@@ -21,7 +21,7 @@ help:  ## say what there is
 test: $(STAMPS)/package $(STAMPS)/test  ## set up, then run the tests and the examples of the docstrings
 	$(BIN)/python -m pytest --doctest-modules tests --pyargs normfast
 
-proof: $(STAMPS)/package $(STAMPS)/test  ## the tests that take too long for every push: the mutation run of the CUDA kernels
+proof: $(STAMPS)/package $(STAMPS)/test  ## what takes too long for every push: emulated CPUs, all guard pages, mutations
 	$(BIN)/python -m pytest -m proof tests
 
 asan: RUNTIME := libasan.so

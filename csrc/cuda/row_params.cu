@@ -47,10 +47,11 @@ template <int cells> struct OwnSums {
   }
 };
 
-// A row that float32 cannot hold, in double, read again. All threads of a warp come here together.
+// A row that float32 cannot hold, in double, read again. All threads of a warp come here together. Returns whose turn it is after
+// its sum: by reference the caller's own would live in memory.
 template <class T, int vectors>
-__device__ NF_NOINLINE void careful_row(const RowsWithParams<T>& f, int64_t r, bool inside, int lane, RowSum& sum,
-                                        OwnSums<vectors * vector_cells<T>> own) {
+__device__ NF_NOINLINE int careful_row(const RowsWithParams<T>& f, int64_t r, bool inside, int lane, RowSum sum,
+                                       OwnSums<vectors * vector_cells<T>> own) {
   constexpr int V = vector_cells<T>;
   const double mean = inside ? param_or<double>(f.mean, r, 0.0) : 0.0;
   const double rstd = inside ? usable(param<double>(f.rstd, r)) : 0.0;
@@ -74,6 +75,7 @@ __device__ NF_NOINLINE void careful_row(const RowsWithParams<T>& f, int64_t r, b
     const double v = f.n == 1 && f.center ? 0.0 : rstd * (g - c1 - xhat * c2);
     if (f.dx != nullptr) store1(f.dx + base + c, Cast<T>::from(v));
   });
+  return sum.turn;
 }
 
 template <class T, int vectors>
@@ -124,7 +126,7 @@ __global__ void __launch_bounds__(512) held_rows(const __grid_constant__ RowsWit
     const double mean = inside ? param_or<double>(f.mean, r, 0.0) : 0.0, rstd = inside ? param<double>(f.rstd, r) : 1.0;
     // A row goes its own way, whatever the others of its warp need; but the sums need all lanes.
     const bool fits = sizeof(C) == 8 || fits_single_backward(mean, rstd), now = inside && fits;
-    if (sizeof(C) == 4 && sum.any(!fits)) careful_row<T, vectors>(f, r, inside && !fits, lane, sum, own);
+    if (sizeof(C) == 4 && sum.any(!fits)) sum.turn = careful_row<T, vectors>(f, r, inside && !fits, lane, sum, own);
     if (sizeof(C) == 8 || sum.any(fits)) {
       Hat<C> h = hat<C>(mean, 0, 0, rstd);
       if (f.n == 1 && f.center) h.rs = h.t = 0;  // the output does not depend on x: exactly no gradient
