@@ -24,17 +24,20 @@ test: $(STAMPS)/package $(STAMPS)/test  ## set up, then run the tests and the ex
 proof: $(STAMPS)/package $(STAMPS)/test  ## what takes too long for every push: emulated CPUs, all guard pages, mutations
 	$(BIN)/python -m pytest -m proof tests
 
+asan tsan: CODE_PATH = $(shell $(BIN)/python -c "import normfast; print(normfast.show_config('dicts')['code_path'])")
 asan: RUNTIME := libasan.so
 asan: TESTS := tests
 tsan: RUNTIME := libtsan.so
 tsan: TESTS := tests/test_threads.py tests/test_memory.py tests/test_parameter_gradients.py tests/test_batch_norm.py
 asan tsan: %san: $(STAMPS)/package $(STAMPS)/test  ## the tests under AddressSanitizer with UBSan, or ThreadSanitizer
 	$(BIN)/cmake --preset $@ -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DNORMFAST_CUDA=OFF \
+	  -DNORMFAST_CODE_PATHS=$(CODE_PATH) \
 	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
 	$(BIN)/cmake --build build/$@
 	mkdir -p build/$@/site/normfast
 	cp build/$@/_core*.so python/normfast/*.py build/$@/site/normfast/
 	LD_PRELOAD="$$(gcc -print-file-name=$(RUNTIME)) $$(gcc -print-file-name=libstdc++.so)" PYTHONPATH=build/$@/site \
+	  NORMFAST_CODE_PATHS=$(CODE_PATH) \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	  $(BIN)/python -m pytest -m "not slow" -p no:cacheprovider --ignore tests/cuda $(TESTS)
 

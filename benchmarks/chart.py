@@ -180,7 +180,6 @@ def _draw_by_size(picture: _Picture, panels: list[tuple[Board, int, list[Cell]]]
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _size(value)))
         if peers:
             axis.axhline(100, color="black", linewidth=1)
-            axis.set_ylim(bottom=0)
         else:
             axis.axhline(1, color="black", linewidth=1)
             axis.set_yscale("log")
@@ -195,6 +194,8 @@ def _draw_by_size(picture: _Picture, panels: list[tuple[Board, int, list[Cell]]]
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
     axes[0][0].set_ylabel(picture.label)
+    if peers:
+        axes[0][0].set_ylim(bottom=0)  # not sooner: it would end the search for the other end, which all panels share
     handles = [
         Line2D([], [], color=colour, marker="o", linestyle="", markersize=7, label=label)
         for family, (colour, label) in _FAMILY_STYLE.items()
@@ -215,7 +216,8 @@ def _mark_caches(axis: Axes, board: Board) -> None:
     for level, text in board.content["machine"]["caches"].items():
         if low < bytes_of(text) < high:
             axis.axvline(bytes_of(text), color="#BBBBBB", linestyle=":", linewidth=1)
-            axis.text(bytes_of(text), axis.get_ylim()[0], f" {level}", fontsize=9, color=_GREY, va="bottom")
+            place = axis.get_xaxis_transform()  # across in bytes, up from 0 at the foot of the panel to 1 at its head
+            axis.text(bytes_of(text), 0, f" {level}", fontsize=9, color=_GREY, va="bottom", transform=place)
 
 
 def _size(value: float) -> str:

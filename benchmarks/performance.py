@@ -166,6 +166,8 @@ def block(boards: list[Board]) -> str:
 
 
 def main(*paths: str) -> None:
+    if not paths:
+        sys.exit("which boards? python -m benchmarks.performance benchmarks/results/networks-*.json")
     boards = [Board(load(Path(path))) for path in paths]
     begin, end = MARKERS
     text = DOCUMENT.read_text()

@@ -100,6 +100,8 @@ def block(boards: list[Board]) -> str:
 
 
 def main(*paths: str) -> None:
+    if not paths:
+        sys.exit("which boards? python -m benchmarks.readme benchmarks/results/networks-*.json")
     boards = [Board(json.loads(Path(path).read_text())) for path in paths]
     begin, end = MARKERS
     text = README.read_text()

@@ -71,9 +71,9 @@ NF_HD bool fits_single_backward(double mean, double rstd) {
 }
 
 // The number that is subtracted from x before anything is multiplied. The mean, rounded: x - hi is then exact for cells
-// near it. Where the mean is smaller than the spread of the data, nothing: x itself is exact, and the mean goes into the
-// constant of the map, whose rounding is small beside the row's largest cell. `var` is that of these very cells; constant
-// ones have none, however small they are. (Chosen before it is rounded: compilers turn that into vectors.)
+// near it. Where the mean is smaller than the spread of the data, nothing: x itself is exact, and the mean goes into
+// the constant of the map, whose rounding is small beside the row's largest cell. `var` is that of these very cells;
+// constant ones have none, however small they are. (Chosen before it is rounded: compilers turn that into vectors.)
 template <class C> NF_HD C centre(double mean, double var) {
   return static_cast<C>((mean * mean <= var) & (var > 0) ? 0.0 : mean);
 }

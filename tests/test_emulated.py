@@ -26,6 +26,7 @@ ROOT = HERE.parent
 BUILD = ROOT / "build" / "arm64"
 SYSTEM = BUILD / "system"  # what of an arm64 Debian is needed
 SITE = BUILD / "site"
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # pip's cmake and ninja first
 COMPILER = "aarch64-linux-gnu-g++"
 PACKAGES = [
     *("python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib", "libpython3.11-dev"),
@@ -53,7 +54,7 @@ def run(*command, cwd=ROOT, timeout=1800, **env):
     done = subprocess.run(
         [str(c) for c in command],
         cwd=cwd,
-        env=os.environ | {k: str(v) for k, v in env.items()},
+        env=os.environ | {"PATH": PATH} | {k: str(v) for k, v in env.items()},
         capture_output=True,
         text=True,
         timeout=timeout,

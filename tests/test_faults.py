@@ -35,7 +35,7 @@ import ctypes, gc, json, os, sys
 import numpy as np
 import normfast as nf
 from _cases import batch, group, instance, layer, rms
-from _checks import BF16, F16, F32, F64, bits
+from _checks import BF16, F32, bits
 
 shim = ctypes.PyDLL(sys.argv[1])
 shim.failing_call.argtypes = [ctypes.py_object, ctypes.c_int, ctypes.c_long, ctypes.c_int]
@@ -47,9 +47,7 @@ CASES = [
     layer((7, 33)), layer((3, 19, 6, 7), axis=1), layer((9, 70_001)), layer((2, 300, 4099), axis=1), rms((300, 4099)),
     group((3, 12, 5, 7), 4), group((3, 5, 7, 12), 4, channel_axis=-1), group((2, 8, 300, 301), 2),
     instance((3, 12, 5, 7)), instance((2, 300, 301, 7), channel_axis=-1), batch((6, 11, 5, 7)), batch((71, 37)),
-    batch((4099, 300)),
-    batch((4, 8, 200, 201)),
-    batch((6, 11, 35), training=False), batch((300, 4099), training=False),
+    batch((4099, 300)), batch((4, 8, 200, 201)), batch((6, 11, 35), training=False), batch((300, 4099), training=False),
     layer((3, 19, 6, 7), axis=1, permutation=(0, 2, 3, 1)), layer((5, 7, 33), axis=(0, 2)),
 ]
 
@@ -58,16 +56,16 @@ def entry_points(case, dtype):
     x, dy, weight, bias = case.x(dtype), case.dy(dtype), case.weight(dtype), case.bias(dtype)
     running = case.running(F32)
     kw = {"running": running} if running else {}
-    start = [a.copy() for a in running or ()]
-    def forward(**more):
-        for a, b in zip(running or (), start):
-            np.copyto(a, b)
-        return case.forward(x, weight, bias, **kw, **more)
+    forward = lambda **more: case.forward(x, weight, bias, **kw, **more)
+    updated = list(running) if running and case.training else []
+    kept = [a.copy() for a in updated]
     y, mean, rstd = forward(return_stats=True)
-    out, into = np.zeros_like(x), np.zeros_like(x)
+    for a, b in zip(updated, kept):
+        np.copyto(a, b)
+    out, into = np.full_like(x, 7), np.full_like(x, 7)
     backward = lambda **more: case.backward(dy, x, mean, rstd, weight, **more)
-    yield "forward", lambda: forward(return_stats=True), list(running or ())
-    yield "forward, out", lambda: forward(out=out), [out, *(running or ())]
+    yield "forward", lambda: forward(return_stats=True), updated
+    yield "forward, out", lambda: forward(out=out), [out, *updated]
     yield "backward", backward, []
     yield "backward, out", lambda: backward(needs=("x",), out=into), [into]
 
@@ -76,23 +74,34 @@ def flat(result):
 
 def sweep(call, written, kinds, forever):
     '''Failures until the call needs no more; how many there were.'''
-    right = flat(call())
+    start = [a.copy() for a in written]
+    def afresh():
+        for a, b in zip(written, start):
+            np.copyto(a, b)
+    def again():
+        afresh()
+        return flat(call()) + [a.tobytes() for a in written]
+    right = again()
     k = injected = 0
     while True:
         k += 1
-        for a in written:
-            a.fill(7)  # batch norm's callable sets its running statistics before it calls
+        afresh()
         try:
             result = shim.failing_call(call, kinds, k, forever)
         except MemoryError:
             result = None
         count = shim.failing_count()
         injected += count
-        if result is not None:
-            assert flat(result) == right, (k, "a call that went on has other bits")
+        if result is None:
+            for i, (a, b) in enumerate(zip(written, start)):
+                assert a.tobytes() == b.tobytes(), (k, i, "refused, and written to")
+        else:
+            found = flat(result) + [a.tobytes() for a in written]
+            assert found == right, (k, "a call that went on has other bits")
         del result
-        assert flat(call()) == right, (k, "the next call has other bits")
+        assert again() == right, (k, "the next call has other bits")
         if count == 0:
+            afresh()
             return injected
         assert k < 20_000
 """
@@ -147,46 +156,6 @@ def test_memory_of_small_objects(shim):
     assert all(count > 1000 for count in total.values())
 
 
-NOTHING_WRITTEN = (
-    PRELUDE
-    + """
-nf.set_num_threads(2)
-caught = 0
-for case in CASES:
-    for name, call, written in entry_points(case, F32):
-        if not written:
-            continue
-        started = [a.copy() for a in written]
-        if case.op == "batch_norm" and case.training:
-            running = written[-2:]
-        k = 0
-        while True:
-            k += 1
-            call()
-            for a in written:
-                a.fill(7)
-            before = [a.tobytes() for a in written]
-            try:
-                shim.failing_call(call, HEAP | MAPS, k, 0)
-            except MemoryError:
-                caught += 1
-                # What the callable itself puts into the running statistics before the call is not the call's.
-                start = [np.asarray(a).tobytes() for a in (case.running(F32) or ())]
-                for i, a in enumerate(written):
-                    allowed = {before[i], *start}
-                    assert a.tobytes() in allowed, (str(case), name, k, i, "written to")
-            if shim.failing_count() == 0:
-                break
-print(caught)
-"""
-)
-
-
-def test_nothing_is_written(shim):
-    """A call that ends in MemoryError has changed neither `out` nor the running statistics."""
-    assert int(child(NOTHING_WRITTEN, shim)) > 50
-
-
 LEAKS = (
     PRELUDE
     + """
@@ -205,20 +174,21 @@ nf.set_pool_limit(0)
 calls = [(call, written) for case in CASES for _, call, written in entry_points(case, F32)]
 def everything():
     return sum(sweep(call, written, HEAP | MAPS, forever) for call, written in calls for forever in (0, 1))
-everything()
+everything(), everything()  # the interpreter's caches are full after two rounds
 before = used()
-injected = sum(everything() for _ in range(5))
+injected = sum(everything() for _ in range(2))
 print(json.dumps({"injected": injected, "grown": used() - before}))
 """
 )
 
 
 def test_no_leak(shim):
-    """Hundreds of failures later the heap is as large as before."""
-    ran = json.loads(child(LEAKS, shim))
+    """Thousands of failures later the heap is as large as before, Python's own objects included."""
+    ran = json.loads(child(LEAKS, shim, PYTHONMALLOC="malloc"))
     print(ran)
-    assert ran["injected"] > 500
-    assert ran["grown"] < ran["injected"] * 16  # one lost object of any kind per failure would be more
+    assert ran["injected"] > 5000
+    # An object has 50 bytes: one lost in every tenth failure would be more. Half as much is the interpreter's own.
+    assert ran["grown"] < 3 * ran["injected"]
 
 
 NO_THREADS = (

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Everything between a Python argument and a pointer: checks, their messages, memory order, results.
 //
-// Functions here throw `Failure` with the Python error set; `guarded` turns that, and want of memory, into a null result.
+// Functions here throw `Failure` with the Python error set; `guarded` turns that, and want of memory, into a null
+// result.
 #pragma once
 
 #define PY_ARRAY_UNIQUE_SYMBOL normfast_array_api

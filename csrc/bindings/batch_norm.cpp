@@ -32,8 +32,8 @@ Running take_running(const char* fn, const char* name, PyObject* obj, const Sour
   return r;
 }
 
-// What running statistics are about to become, rounded once to the dtype of their array. All memory is taken before anything
-// is computed, so that a call that fails has changed neither of the two.
+// What running statistics are about to become, rounded once to the dtype of their array. All memory is taken before
+// anything is computed, so that a call that fails has changed neither of the two.
 class NextRunning {
  public:
   NextRunning(const Running& r, npy_intp channels)

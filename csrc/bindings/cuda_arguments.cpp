@@ -62,7 +62,7 @@ Given given(Call& call, const Array& a, const int* order) {
   return {call.gathered(a, order, a.dtype()), a.dtype()};
 }
 
-// ---- results -----------------------------------------------------------------------------------------------------------
+// ---- results --------------------------------------------------------------------------------------------------------
 
 Output::Output(Call& call, PyObject* out, const InputX& x, const Input* inputs, int count) : call_(call), x_(x) {
   if (out == Py_None) return;

@@ -8,7 +8,7 @@
 
 namespace nf::cuda {
 
-// ---- types of cells ----------------------------------------------------------------------------------------------------
+// ---- types of cells -------------------------------------------------------------------------------------------------
 
 size_t size_of(CellType type) {
   constexpr unsigned char sizes[] = {8, 4, 2, 2, 1, 2, 4, 8, 1, 2, 4, 8, 1};
@@ -74,7 +74,7 @@ bool contiguous_in(const int* order, PyArrayObject* a) {
   return true;
 }
 
-// ---- errors ------------------------------------------------------------------------------------------------------------
+// ---- errors ---------------------------------------------------------------------------------------------------------
 
 void fail_cuda(const char* fn, int error) {
   PyErr_Format(is_out_of_memory(error) ? PyExc_MemoryError : PyExc_RuntimeError, "%s: %s: %s", fn, error_name(error),
@@ -88,7 +88,7 @@ void require_device(const char* fn) {
     fail(PyExc_RuntimeError, "%s: no CUDA device: %s: %s", fn, error_name(error), error_text(error));
 }
 
-// ---- what others may reuse too early -----------------------------------------------------------------------------------
+// ---- what others may reuse too early --------------------------------------------------------------------------------
 
 // The owner of a DLPack capsule may reuse the memory as soon as it has it back, on a stream that knows nothing of ours.
 // The capsule is kept until the kernels that read it are done; that is looked at on later calls.
@@ -126,7 +126,7 @@ static void borrow_until_done(Ref capsule, Stream stream) {
   borrowed().push_back({mark, capsule.release()});
 }
 
-// ---- device and stream -------------------------------------------------------------------------------------------------
+// ---- device and stream ----------------------------------------------------------------------------------------------
 
 static Ref imported(const char* name) {
   Ref key = Ref::checked(PyUnicode_FromString(name));
@@ -221,7 +221,7 @@ Call::~Call() {
   if (previous_ >= 0) use_device(previous_);
 }
 
-// ---- arguments ---------------------------------------------------------------------------------------------------------
+// ---- arguments ------------------------------------------------------------------------------------------------------
 
 static const char* way_in(Library library) {
   switch (library) {
@@ -266,7 +266,7 @@ Array Call::take(const char* name, PyObject* obj) {
   return a;
 }
 
-// ---- memory ------------------------------------------------------------------------------------------------------------
+// ---- memory ---------------------------------------------------------------------------------------------------------
 
 // Through the allocator of the library: `shape` of cells of a type that it has by this name.
 Ref Call::make_by_library(const char* type, int nd, const npy_intp* dims) {
@@ -358,7 +358,7 @@ Ref Call::hand_over(Made made) {
   return result;
 }
 
-// ---- copies ------------------------------------------------------------------------------------------------------------
+// ---- copies ---------------------------------------------------------------------------------------------------------
 
 void Call::copy(int nd, const npy_intp* dims, const void* from, CellType from_type, const int64_t* from_strides,
                 void* to, DType to_type, const int64_t* to_strides) {

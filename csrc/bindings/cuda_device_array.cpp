@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// normfast.cuda.DeviceArray: a small array on a device for those who have no library of such arrays. It owns its memory,
-// allocated and freed in stream order on our stream of the device, and offers it through both protocols.
+// normfast.cuda.DeviceArray: a small array on a device for those who have no library of such arrays. It owns its
+// memory, allocated and freed in stream order on our stream of the device, and offers it through both protocols.
 #include <cstdlib>
 
 #include "cuda.h"
@@ -132,7 +132,7 @@ PyObject* to_repr(PyObject* s) {
   });
 }
 
-// ---- DLPack, as a producer ---------------------------------------------------------------------------------------------
+// ---- DLPack, as a producer ------------------------------------------------------------------------------------------
 
 template <class M> struct Export {
   M managed;
@@ -241,7 +241,7 @@ PyType_Slot slots[] = {{Py_tp_doc, const_cast<char*>("An array on a CUDA device,
 PyType_Spec spec = {"normfast.cuda.DeviceArray", sizeof(Object), 0,
                     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
 
-// ---- functions of normfast.cuda ----------------------------------------------------------------------------------------
+// ---- functions of normfast.cuda -------------------------------------------------------------------------------------
 
 PyObject* to_device(PyObject*, PyObject* const* a, Py_ssize_t) {
   return guarded([&]() -> PyObject* {

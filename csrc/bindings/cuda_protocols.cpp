@@ -7,7 +7,7 @@
 
 namespace nf::cuda {
 
-// ---- which library -----------------------------------------------------------------------------------------------------
+// ---- which library --------------------------------------------------------------------------------------------------
 
 // A class of a module that the caller has imported; never imported by us. Null without an error if it is not there.
 static Ref find_class(const char* module, const char* name) {
@@ -35,7 +35,7 @@ Library library_of(PyObject* obj) {
   return PyObject_HasAttrString(obj, "__array_namespace__") ? Library::standard : Library::other;
 }
 
-// ---- types -------------------------------------------------------------------------------------------------------------
+// ---- types ----------------------------------------------------------------------------------------------------------
 
 static bool find_type(char kind, size_t size, CellType* type) {
   switch (kind) {
@@ -53,7 +53,7 @@ static bool find_type(char kind, size_t size, CellType* type) {
   }
 }
 
-// ---- __cuda_array_interface__ ------------------------------------------------------------------------------------------
+// ---- __cuda_array_interface__ ---------------------------------------------------------------------------------------
 
 static int64_t as_int(const char* fn, const char* name, const char* what, PyObject* obj) {
   const long long v = PyLong_AsLongLong(obj);
@@ -138,7 +138,7 @@ static void read_interface(const char* fn, const char* name, Array& a) {
   describe(fn, name, a, address, nd, dims, given_strides != nullptr ? strides : nullptr);
 }
 
-// ---- __dlpack__ --------------------------------------------------------------------------------------------------------
+// ---- __dlpack__ -----------------------------------------------------------------------------------------------------
 
 static bool dlpack_device(PyObject* obj, int* type, int* id) {
   Ref method(PyObject_GetAttrString(obj, "__dlpack_device__"));
@@ -217,7 +217,7 @@ static void read_dlpack(const char* fn, const char* name, Stream stream, Array& 
   }
 }
 
-// ---- PyTorch -----------------------------------------------------------------------------------------------------------
+// ---- PyTorch --------------------------------------------------------------------------------------------------------
 
 // Its __dlpack__ insists on the current device being that of the tensor, and costs more than the five attributes.
 static void read_torch(const char* fn, const char* name, Array& a) {
@@ -254,7 +254,7 @@ static void read_torch(const char* fn, const char* name, Array& a) {
   describe(fn, name, a, data, nd, dims, strides);
 }
 
-// ---- any ---------------------------------------------------------------------------------------------------------------
+// ---- any ------------------------------------------------------------------------------------------------------------
 
 bool find_device(PyObject* obj, Library library, int* device) {
   int type = 0;

@@ -116,7 +116,7 @@ void backward_gathered(const RowsBackward& all, const Source& x, const Axes& axe
   if (!total_b.empty()) dbias.fill(total_b.data());
 }
 
-// ---- forward -----------------------------------------------------------------------------------------------------------
+// ---- forward --------------------------------------------------------------------------------------------------------
 
 PyObject* forward(const Norm& norm, PyObject* x_obj, PyObject* w_obj, PyObject* b_obj, PyObject* axis,
                   PyObject* eps_obj, PyObject* out, PyObject* stats_obj) {
@@ -162,7 +162,7 @@ PyObject* forward(const Norm& norm, PyObject* x_obj, PyObject* w_obj, PyObject* 
   return build_results(items, 2);
 }
 
-// ---- backward ----------------------------------------------------------------------------------------------------------
+// ---- backward -------------------------------------------------------------------------------------------------------
 
 PyObject* backward(const Norm& norm, PyObject* dy_obj, PyObject* x_obj, PyObject* mean_obj, PyObject* rstd_obj,
                    PyObject* w_obj, PyObject* axis, PyObject* needs_obj, PyObject* out) {
@@ -216,7 +216,7 @@ PyObject* backward(const Norm& norm, PyObject* dy_obj, PyObject* x_obj, PyObject
   return build_results(items, norm.center ? 3 : 2);
 }
 
-// ---- entry points: all arguments by position (the Python functions hold names and defaults) ------------------------------
+// ---- entry points: all arguments by position (the Python functions hold names and defaults) -------------------------
 
 PyObject* layer_norm(PyObject*, PyObject* const* a, Py_ssize_t) {
   return guarded([&] { return forward({"layer_norm", true}, a[0], a[1], a[2], a[3], a[4], a[5], a[6]); });

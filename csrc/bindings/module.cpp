@@ -14,7 +14,8 @@ static int import_numpy() {
 }
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
-  // A thread's first exception allocates, and glibc ends the process where that fails. The main thread has it behind it now.
+  // A thread's first exception allocates, and glibc ends the process where that fails. The main thread has it behind it
+  // now.
   try {
     throw nf::Failure{};
   } catch (const nf::Failure&) {

@@ -8,7 +8,7 @@
 
 namespace nf {
 
-// ---- layer norm, RMS norm ----------------------------------------------------------------------------------------------
+// ---- layer norm, RMS norm -------------------------------------------------------------------------------------------
 
 // How the normalised axes lie in memory, and what follows for parameters and statistics.
 struct LayerPlan {
@@ -71,7 +71,7 @@ inline const int* stat_permutation(const LayerPlan& p, const Source& x) {
   return x.order.identity || p.kind == LayerPlan::gathered ? nullptr : x.order.axis;
 }
 
-// ---- group norm, instance norm -----------------------------------------------------------------------------------------
+// ---- group norm, instance norm --------------------------------------------------------------------------------------
 
 // Where sample, channel and the other axes lie in memory.
 struct GroupPlan {
@@ -141,7 +141,7 @@ inline npy_intp groups_of(const char* fn, PyArrayObject* mean, npy_intp samples,
   return groups;
 }
 
-// ---- batch norm --------------------------------------------------------------------------------------------------------
+// ---- batch norm -----------------------------------------------------------------------------------------------------
 
 struct BatchPlan {
   Columns columns;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Sums down the columns of a matrix for batch norm, row by row as they lie in memory.
 //
-// The other norms owe a column the bits that it would have as a row (column_sums.h), and pay with a table of sixteen lanes
-// for each. Batch norm owes that to nobody: here neighbouring rows are added, four in a chain, four chains in a group, four
-// groups in a block, blocks in double, so that no float32 sum has more than four terms here either. Chains stay in
-// registers; a group and a block take four floats and two doubles of each column, which the first-level cache holds. Half
-// the time of lanes in the caches, and what memory allows beyond them.
+// The other norms owe a column the bits that it would have as a row (column_sums.h), and pay with a table of sixteen
+// lanes for each. Batch norm owes that to nobody: here neighbouring rows are added, four in a chain, four chains in a
+// group, four groups in a block, blocks in double, so that no float32 sum has more than four terms here either. Chains
+// stay in registers; a group and a block take four floats and two doubles of each column, which the first-level cache
+// holds. Half the time of lanes in the caches, and what memory allows beyond them.
 #pragma once
 
 #include "column_sums.h"
@@ -13,8 +13,8 @@
 namespace nf {
 namespace {
 
-// Matrices narrower than this are summed several rows at a time, as if those were one row: a loop over one or two vectors
-// would be all start and end.
+// Matrices narrower than this are summed several rows at a time, as if those were one row: a loop over one or two
+// vectors would be all start and end.
 constexpr int64_t narrow_batch = 128;
 NF_INLINE int64_t rows_together(int64_t width, int64_t lanes) {
   int64_t rows = 1;  // a power of two, which divides chunks
@@ -24,8 +24,8 @@ NF_INLINE int64_t rows_together(int64_t width, int64_t lanes) {
 }
 constexpr int64_t most_together = narrow_batch * 16;  // columns of such a row
 
-// The rows that are summed as one chunk. Threads share a matrix by rows, which suit the memory system better than columns: where rows
-// are few, chunks are shorter, for each thread to have some.
+// The rows that are summed as one chunk. Threads share a matrix by rows, which suit the memory system better than
+// columns: where rows are few, chunks are shorter, for each thread to have some.
 NF_INLINE int64_t batch_chunk_rows(int64_t rows, int64_t width) {
   return rows > 32768 || width < narrow_batch ? 4096 : 1024;
 }
@@ -36,8 +36,8 @@ template <class C> struct BatchTables {
   double s[width], q[width];
 };
 
-// Adds a chain of up to four rows from row o, over the columns [from, to): to a new group if it `opens` one. `ahead` rows
-// below are brought into the second-level cache; 0: none.
+// Adds a chain of up to four rows from row o, over the columns [from, to): to a new group if it `opens` one. `ahead`
+// rows below are brought into the second-level cache; 0: none.
 template <class C, class Term>
 NF_INLINE void add_rows(const Term& f, int64_t o, int64_t rows, int64_t from, int64_t to, bool opens, int64_t ahead,
                         BatchTables<C>& t) {
@@ -122,8 +122,9 @@ __attribute__((noinline)) void batch_chunk(const Term& f, int64_t begin, int64_t
   for (int64_t c = 0; c < f.pitch; ++c) s[c] += more_s[c], q[c] += more_q[c];
 }
 
-// Values near the means of the columns [c0, c1): of all rows where they are few, otherwise of four times sixteen of them.
-// As differences from the first row, so that they are exact for constant data. `sums` has room for two of each column.
+// Values near the means of the columns [c0, c1): of all rows where they are few, otherwise of four times sixteen of
+// them. As differences from the first row, so that they are exact for constant data. `sums` has room for two of each
+// column.
 template <class C, class T>
 __attribute__((noinline)) void batch_pilots(const T* x, int64_t pitch, int64_t rows, int64_t c0, int64_t c1, C* out,
                                             double* sums) {

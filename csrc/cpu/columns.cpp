@@ -61,7 +61,7 @@ template <class T> NF_INLINE const T* item(const Forward<T>& f, int64_t b) {
   return static_cast<const T*>(f.a.x) + b * f.g.outer * f.g.channels * f.g.span;
 }
 
-// ---- matrix: sums down the columns -------------------------------------------------------------------------------------
+// ---- matrix: sums down the columns ----------------------------------------------------------------------------------
 
 template <class T> void find_shifts(const Forward<T>& f, Unit<T>& u) {
   using C = typename TypeOf<T>::compute;
@@ -298,7 +298,7 @@ template <class T> void matrix_shared(Forward<T>& f) {
   }
 }
 
-// ---- planes: sums along runs ---------------------------------------------------------------------------------------------
+// ---- planes: sums along runs ----------------------------------------------------------------------------------------
 
 template <class T> NF_INLINE const T* plane(const Forward<T>& f, int64_t o, int64_t c) {
   return static_cast<const T*>(f.a.x) + (o * f.g.channels + c) * f.g.span;
@@ -434,7 +434,7 @@ template <class T> void planes_shared(Forward<T>& f) {
   parallel_for(s.pieces, 1, shared_map<T>, &s, f.threads, Direction::backwards);
 }
 
-// ----------------------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 
 template <class T> bool forward(const ColumnsForward& a) {
   using C = typename TypeOf<T>::compute;

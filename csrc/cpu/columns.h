@@ -54,8 +54,8 @@ NF_INLINE PlaneCut cut_planes(const Columns& g, int64_t cell_bytes, int threads)
   cut.blocks = ceil_div(g.channels, cut.block);
   cut.chunk_planes = larger(1, 65536 / g.span);
   cut.chunks = ceil_div(g.outer, cut.chunk_planes);
-  // Each thread's block and one that is fetched meanwhile stay in the cache from the sums to the map. Where they would not, the
-  // whole array is read twice, as it lies in memory: nothing is faster than that.
+  // Each thread's block and one that is fetched meanwhile stay in the cache from the sums to the map. Where they would
+  // not, the whole array is read twice, as it lies in memory: nothing is faster than that.
   const int64_t held = (threads + 1) * g.outer * cut.block * g.span * cell_bytes;
   cut.by_unit = (threads == 1 || cut.blocks >= 4 * threads) && held <= int64_t(cache_sizes().last) * 3 / 8;
   if (!cut.by_unit) {
@@ -137,8 +137,8 @@ template <class C> NF_INLINE int64_t chunk_rows(const Columns& g) {
 }
 
 // How the sums of one unit are shared out between threads: chunks of rows times stretches of columns, as few
-// stretches as keep the threads busy, since long runs of a row suit the memory system. Matrices that batch norm sums several
-// rows at a time stay whole.
+// stretches as keep the threads busy, since long runs of a row suit the memory system. Matrices that batch norm sums
+// several rows at a time stay whole.
 struct Stretches {
   int64_t width, count;
 };
@@ -148,8 +148,8 @@ NF_INLINE Stretches stretch_columns(int64_t columns, int64_t chunks, int threads
   return {width, ceil_div(columns, width)};
 }
 
-// Planes: the sums of `planes` runs of g.span cells from plane `from` on, g.channels apart, of each of n channels. `term`
-// makes the term of a run from its first cell and its channel; lanes has room for [2] of each channel.
+// Planes: the sums of `planes` runs of g.span cells from plane `from` on, g.channels apart, of each of n channels.
+// `term` makes the term of a run from its first cell and its channel; lanes has room for [2] of each channel.
 template <class C, class MakeTerm>
 NF_INLINE void sum_planes(const Columns& g, int64_t from, int64_t planes, int64_t first, int64_t n, F64* lanes,
                           double* s, double* q, const MakeTerm& term) {
@@ -170,8 +170,8 @@ NF_INLINE void sum_planes(const Columns& g, int64_t from, int64_t planes, int64_
   for (; i < n; ++i) s[i] = sum_lanes(lanes[2 * i]), q[i] = sum_lanes(lanes[2 * i + 1]);
 }
 
-// Brings columns [c0, c1) of all rows into the second-level cache, in the order in which they lie in memory: lanes go down
-// the columns, where the hardware sees no stream.
+// Brings columns [c0, c1) of all rows into the second-level cache, in the order in which they lie in memory: lanes go
+// down the columns, where the hardware sees no stream.
 template <class T> NF_INLINE void fetch_columns(const T* x, int64_t rows, int64_t width, int64_t c0, int64_t c1) {
   constexpr int64_t line = 64 / int64_t(sizeof(T));
   for (int64_t o = 0; o < rows; ++o)
@@ -209,7 +209,7 @@ template <class C> NF_INLINE bool any_extreme(const double* mean, const double* 
   return extreme != 0;
 }
 
-// ---- the forward map, shared with batch norm in evaluation -----------------------------------------------------------
+// ---- the forward map, shared with batch norm in evaluation ----------------------------------------------------------
 
 // What the map of one unit needs: statistics of its channels (from channel `first`), and its tables.
 template <class T> struct ForwardMap {
@@ -230,8 +230,8 @@ template <class T> NF_INLINE double param(const typename TypeOf<T>::compute* p, 
   return p != nullptr ? double(p[i]) : otherwise;
 }
 
-// The coefficients of n channels that take one entry each, with parameters of their own (affine) or without (hat). These are
-// loops that compilers turn into vectors; `Given`: mean_lo and var are zero.
+// The coefficients of n channels that take one entry each, with parameters of their own (affine) or without (hat).
+// These are loops that compilers turn into vectors; `Given`: mean_lo and var are zero.
 template <class C, bool Given, bool Weighted, bool Biased>
 __attribute__((noinline)) void affine_columns(int64_t n, const double* __restrict mean,
                                               const double* __restrict mean_lo, const double* __restrict var,
@@ -323,8 +323,8 @@ __attribute__((noinline)) void map_row_carefully(const ForwardMap<T>& f, int64_t
   }
 }
 
-// Rows [begin, end) of `tile` columns through tables: rows of few columns lie together, `repeats` of them to a row of the
-// table. `op` gives the operation for the cells from row o on.
+// Rows [begin, end) of `tile` columns through tables: rows of few columns lie together, `repeats` of them to a row of
+// the table. `op` gives the operation for the cells from row o on.
 template <class C, bool Stream, class T, class MakeOp>
 NF_INLINE void map_tables(T* y, int64_t begin, int64_t end, int64_t tile, int64_t width, int64_t repeats,
                           const MakeOp& op) {
@@ -346,8 +346,8 @@ template <class C> NF_INLINE int64_t table_size(const Columns& g, int64_t n, int
   return entry(g, n) * repeats + (g.param_span == 0 ? Lanes<C>::n : 0);
 }
 
-// Rows [begin, end) of the unit whose first column is c0; `next`: cells ahead of x that will be needed next (for runs; 0
-// for none).
+// Rows [begin, end) of the unit whose first column is c0; `next`: cells ahead of x that will be needed next (for runs;
+// 0 for none).
 template <class T, bool Stream, bool Center>
 void map_matrix(const ForwardMap<T>& f, int64_t begin, int64_t end, int64_t c0, int64_t next) {
   using C = typename TypeOf<T>::compute;

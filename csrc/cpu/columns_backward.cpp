@@ -13,7 +13,7 @@
 namespace nf {
 namespace {
 
-// ---- one unit, one thread --------------------------------------------------------------------------------------------------
+// ---- one unit, one thread -------------------------------------------------------------------------------------------
 
 template <class T> void matrix_units(void* context, int64_t begin, int64_t end, int slot) {
   const Backward<T>& f = *static_cast<const Backward<T>*>(context);
@@ -75,7 +75,7 @@ template <class T> void plane_units(void* context, int64_t begin, int64_t end, i
   }
 }
 
-// ---- one unit, all threads -------------------------------------------------------------------------------------------------
+// ---- one unit, all threads ------------------------------------------------------------------------------------------
 
 template <class T> struct Shared {
   const Backward<T>& f;
@@ -145,7 +145,7 @@ template <class T> void shared_units(Backward<T>& f) {
   }
 }
 
-// ---- parameter gradients ---------------------------------------------------------------------------------------------------
+// ---- parameter gradients --------------------------------------------------------------------------------------------
 
 template <class T> void sum_params(const Backward<T>& f) {
   const Columns& g = f.g;

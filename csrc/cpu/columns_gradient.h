@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Columns, backward: what happens to one unit - its sums, its averages, its tables and its map. columns_backward.cpp has
-// the mathematics, and says which thread takes which unit.
+// Columns, backward: what happens to one unit - its sums, its averages, its tables and its map. columns_backward.cpp
+// has the mathematics, and says which thread takes which unit.
 #pragma once
 
 #include "columns.h"
@@ -80,7 +80,7 @@ template <class T> NF_INLINE bool single_cell(const Backward<T>& f) {
   return f.a.center && !f.a.frozen && f.g.outer * f.g.span == 1;
 }
 
-// ---- per channel: loops that compilers turn into vectors ---------------------------------------------------------------
+// ---- per channel: loops that compilers turn into vectors ------------------------------------------------------------
 
 // Shifts for the sums of n channels. False: float cannot hold all of them.
 template <class C, class S>
@@ -160,7 +160,7 @@ template <class T> void begin_unit(const Backward<T>& f, Unit<T>& u) {
   }
 }
 
-// ---- sums ------------------------------------------------------------------------------------------------------------------
+// ---- sums -----------------------------------------------------------------------------------------------------------
 
 template <class T>
 NF_INLINE void sum_chunk(const Backward<T>& f, const Unit<T>& u, int64_t index, int64_t c0, int64_t c1, double* s,
@@ -240,7 +240,7 @@ template <class T> void find_averages(const Backward<T>& f, Unit<T>& u) {
   }
 }
 
-// ---- map -------------------------------------------------------------------------------------------------------------------
+// ---- map ------------------------------------------------------------------------------------------------------------
 
 template <class T> void build_tables(const Backward<T>& f, Unit<T>& u) {
   using C = typename TypeOf<T>::compute;

@@ -30,20 +30,34 @@ struct CodePath {
 };
 }  // namespace
 
-// From the plainest to the best.
-#if defined(__x86_64__)
+#if defined(NF_HAS_baseline)
 NF_DECLARE(baseline)
-NF_DECLARE(x86_64_v3)
-NF_DECLARE(x86_64_v4)
-static const CodePath paths[] = {
-    {"baseline", [] { return true; }, fill_baseline},
-    {"x86-64-v3", [] { return __builtin_cpu_supports("x86-64-v3") != 0; }, fill_x86_64_v3},
-    {"x86-64-v4", [] { return __builtin_cpu_supports("x86-64-v4") != 0; }, fill_x86_64_v4},
-};
-#else
-NF_DECLARE(arm64)
-static const CodePath paths[] = {{"arm64", [] { return true; }, fill_arm64}};
 #endif
+#if defined(NF_HAS_x86_64_v3)
+NF_DECLARE(x86_64_v3)
+#endif
+#if defined(NF_HAS_x86_64_v4)
+NF_DECLARE(x86_64_v4)
+#endif
+#if defined(NF_HAS_arm64)
+NF_DECLARE(arm64)
+#endif
+
+// From the plainest to the best: those that the build has (NORMFAST_CODE_PATHS).
+static const CodePath paths[] = {
+#if defined(NF_HAS_baseline)
+    {"baseline", [] { return true; }, fill_baseline},
+#endif
+#if defined(NF_HAS_x86_64_v3)
+    {"x86-64-v3", [] { return __builtin_cpu_supports("x86-64-v3") != 0; }, fill_x86_64_v3},
+#endif
+#if defined(NF_HAS_x86_64_v4)
+    {"x86-64-v4", [] { return __builtin_cpu_supports("x86-64-v4") != 0; }, fill_x86_64_v4},
+#endif
+#if defined(NF_HAS_arm64)
+    {"arm64", [] { return true; }, fill_arm64},
+#endif
+};
 constexpr int path_count = sizeof paths / sizeof paths[0];
 
 static Kernels table;
@@ -85,6 +99,8 @@ const char* choose_kernels() {
   } else {
     for (const CodePath& p : paths)
       if (p.supported()) chosen = &p;
+    if (chosen == nullptr)
+      return "normfast: this CPU runs none of the code paths of this build; build again with NORMFAST_CODE_PATHS empty";
   }
   table.name = chosen->name;
   chosen->fill(table);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The affine maps that every norm ends with, cell by cell: a loop for cells that each have their own coefficients
-// (`map_cells`), one for runs that share theirs (`map_runs`), one for rows that share a table (`map_table`), and what they
-// compute.
+// (`map_cells`), one for runs that share theirs (`map_runs`), one for rows that share a table (`map_table`), and what
+// they compute.
 #pragma once
 
 #include "../formula.h"
@@ -212,11 +212,11 @@ template <class C, class T, bool Center, bool Weighted> struct HatGradientOp {
   }
 };
 
-// ---- rows that share a table of coefficients, one per column -----------------------------------------------------------
+// ---- rows that share a table of coefficients, one per column --------------------------------------------------------
 
-// y[r*pitch + i] = op(r, i) for R rows of n cells each. An operation has at(i), what the table holds for the L columns from
-// i, which is loaded once for all R rows; row(r), what belongs to row r, which stays in registers; get(w, j, k), the cells from
-// j = r*pitch + i with that w and k; and at_n and get_n for fewer than L.
+// y[r*pitch + i] = op(r, i) for R rows of n cells each. An operation has at(i), what the table holds for the L columns
+// from i, which is loaded once for all R rows; row(r), what belongs to row r, which stays in registers; get(w, j, k),
+// the cells from j = r*pitch + i with that w and k; and at_n and get_n for fewer than L.
 template <class C, bool Stream, int R, class T, class Op>
 NF_INLINE void map_rows_at_once(T* y, int64_t row, int64_t n, int64_t pitch, const Op& op) {
   constexpr int64_t L = Lanes<C>::n;
@@ -245,8 +245,8 @@ NF_INLINE void map_rows_at_once(T* y, int64_t row, int64_t n, int64_t pitch, con
   if (i < n) some(i, int(n - i));
 }
 
-// Op::together says how many rows the registers have room for. Streaming stores go out row by row: several rows at once took
-// half as long again.
+// Op::together says how many rows the registers have room for. Streaming stores go out row by row: several rows at once
+// took half as long again.
 template <class C, bool Stream, class T, class Op>
 NF_INLINE void map_table(T* y, int64_t rows, int64_t n, int64_t pitch, const Op& op) {
   constexpr int R = Op::together;
@@ -375,9 +375,9 @@ template <class C, class T, bool Center> struct TableHatGradientOp {
   }
 };
 
-// Whole rows that are no whole vectors, as runs one behind the other: no row begins or ends with a part of a vector. The
-// L cells that lie in two rows take what belongs to a row from both, and the table as if it began again behind its end, where
-// wrap_table has put its first L entries once more.
+// Whole rows that are no whole vectors, as runs one behind the other: no row begins or ends with a part of a vector.
+// The L cells that lie in two rows take what belongs to a row from both, and the table as if it began again behind its
+// end, where wrap_table has put its first L entries once more.
 template <class C, class Op> struct RowsAsRuns {
   static constexpr int fetch = 2;
   Op op;

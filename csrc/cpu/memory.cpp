@@ -82,9 +82,9 @@ Block* map_block(size_t capacity) {
   return b;
 }
 
-// A pool hides two errors from every tool: reading what the last owner left, and reaching beyond what was asked for but not
-// beyond the block. Builds with sanitizers (NF_POISON) therefore fill blocks with NaN when they are given out and when
-// they come back, and let AddressSanitizer watch what is nobody's.
+// A pool hides two errors from every tool: reading what the last owner left, and reaching beyond what was asked for but
+// not beyond the block. Builds with sanitizers (NF_POISON) therefore fill blocks with NaN when they are given out and
+// when they come back, and let AddressSanitizer watch what is nobody's.
 constexpr bool poison =
 #if defined(NF_POISON)
     true;

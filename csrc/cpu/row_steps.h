@@ -42,7 +42,7 @@ template <class T> NF_INLINE double rstd_of_row(const Backward<T>& f, int64_t r)
   return double(static_cast<const typename TypeOf<T>::stat*>(f.a.rstd)[r]);
 }
 
-// ---- every cell its own weight ---------------------------------------------------------------------------------------
+// ---- every cell its own weight --------------------------------------------------------------------------------------
 
 // Of each row of a group: its map to xhat and the constants of dx (formula.h).
 template <class C> struct RowCoefficients {
@@ -266,9 +266,9 @@ __attribute__((noinline)) void columns_steps(const Backward<T>& f, const Group<T
   if (c < f.n) columns_step<T, 1, Center, false, Dx, false, true>(f, u, c, int(f.n - c));
 }
 
-// Step two of long rows: R of them at a time, along a strip of columns, with the sums of the chains in the first-level cache.
-// Column by column, four rows would be twelve places in memory at once, which rows a multiple of a page long put into the same
-// few lines of the cache. `starts`: these rows start a chain; `ends`: they are its last.
+// Step two of long rows: R of them at a time, along a strip of columns, with the sums of the chains in the first-level
+// cache. Column by column, four rows would be twelve places in memory at once, which rows a multiple of a page long put
+// into the same few lines of the cache. `starts`: these rows start a chain; `ends`: they are its last.
 constexpr int64_t strip_columns = 512;
 template <class C> struct Strip {
   C chains_w[strip_columns], chains_b[strip_columns], sums_w[strip_columns], sums_b[strip_columns];

@@ -94,7 +94,8 @@ template <class T, bool Center> void block_backward(void* context, int64_t begin
   stream_fence(f.streaming);
 }
 
-// Few blocks of wide rows, or a single group: the threads share the rows of the first step and the columns of the second.
+// Few blocks of wide rows, or a single group: the threads share the rows of the first step and the columns of the
+// second.
 template <class T> struct Shared {
   const Backward<T>& f;
   Group<T>& u;
@@ -241,7 +242,7 @@ template <class T, bool Center> bool backward_cells(Backward<T>& f) {
   return true;
 }
 
-// ---- a channel is a run of cells ---------------------------------------------------------------------------------------
+// ---- a channel is a run of cells ------------------------------------------------------------------------------------
 
 // The sums of up to four neighbouring runs; where they are short, the folding of their lanes is shared.
 template <class C, class T>

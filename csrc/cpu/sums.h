@@ -6,8 +6,8 @@
 // four terms, so that even data that always round the same way stay within two units in the last place. Blocks are
 // added in double, lane i + 8 to lane i first; sixteen blocks are a chunk, whose lanes are folded by a tree; chunks
 // are added in order, with their rounding errors. Rows and Columns follow the same order, wherever the cells lie,
-// whoever computes a chunk and however wide the registers are. Batch norm alone, whose statistics have nothing beside them
-// that could be left out, takes an order that suits its memory: plane by plane, or row by row (batch_sums.h).
+// whoever computes a chunk and however wide the registers are. Batch norm alone, whose statistics have nothing beside
+// them that could be left out, takes an order that suits its memory: plane by plane, or row by row (batch_sums.h).
 #pragma once
 
 #include "../formula.h"
@@ -269,9 +269,9 @@ template <class C> NF_INLINE Moments quick_moments(Sums t, double k, int64_t n, 
   return {0, 0, t.q / double(n), good};
 }
 
-// So few cells that their roundings do not average out are summed in double from the start. Numbers that were not double
-// then need no shift but the first of them: with x0 among n cells (x0 - mean)^2 <= n var, and the cancellation that this
-// costs is far below their own precision.
+// So few cells that their roundings do not average out are summed in double from the start. Numbers that were not
+// double then need no shift but the first of them: with x0 among n cells (x0 - mean)^2 <= n var, and the cancellation
+// that this costs is far below their own precision.
 constexpr int64_t few_cells = 16;
 template <class T> constexpr bool few_in_one_pass = sizeof(typename TypeOf<T>::compute) == 4;
 

@@ -86,8 +86,9 @@ class GradientWriter {
   double w_[size], b_[size];
 };
 
-// How many rows ahead of the one being written is the one to be fetched meanwhile? 0: none. Short rows take less time than
-// memory does. Long ones the processor's own prefetching follows well, and ours would take its place in the queues.
+// How many rows ahead of the one being written is the one to be fetched meanwhile? 0: none. Short rows take less time
+// than memory does. Long ones the processor's own prefetching follows well, and ours would take its place in the
+// queues.
 NF_INLINE int64_t rows_ahead(int64_t row_bytes, int64_t all_bytes) {
   constexpr int64_t distance = 12288, longest = 65536;
   if (all_bytes <= int64_t(cache_sizes().l2) || row_bytes > longest) return 0;

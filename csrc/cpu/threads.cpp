@@ -28,10 +28,10 @@ inline void relax() {
 #endif
 }
 
-// A thread that is woken goes where the system puts it, and a virtual machine's system takes a processor that sleeps for
-// one that its host has taken away: the worker would queue up behind its caller for milliseconds, with another processor
-// idle. While it sleeps, a worker therefore may not run where its caller does: it leaves when it falls asleep, and whoever
-// wakes it from another processor moves it again. Guarded by the pool's mutex, but for `return_`.
+// A thread that is woken goes where the system puts it, and a virtual machine's system takes a processor that sleeps
+// for one that its host has taken away: the worker would queue up behind its caller for milliseconds, with another
+// processor idle. While it sleeps, a worker therefore may not run where its caller does: it leaves when it falls
+// asleep, and whoever wakes it from another processor moves it again. Guarded by the pool's mutex, but for `return_`.
 class Sleeper {
  public:
   Sleeper* next = nullptr;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Reductions over cells that lie apart: batch and instance norm channels last, batch norm of (N, C), group norm channels
-// last with few channels to a group, layer and RMS norm over a middle axis. Where the cells of a reduction form runs, it
-// is left to rows.cu, which reads x once.
+// Reductions over cells that lie apart: batch and instance norm channels last, batch norm of (N, C), group norm
+// channels last with few channels to a group, layer and RMS norm over a middle axis. Where the cells of a reduction
+// form runs, it is left to rows.cu, which reads x once.
 //
 //   forward    partial moments of slices of the rows; their merger; y = (x - mean)*rstd*weight + bias (affine.cu)
 //   traffic    x is read twice, the second time from the L2 cache if it fits there; y is written once: 2 to 3 s bytes
@@ -14,8 +14,8 @@
 namespace nf::cuda {
 namespace {
 
-// The first two moments of some cells of a column, the mean relative to the column's first cell. Without mean (RMS norm)
-// `squares` is about zero.
+// The first two moments of some cells of a column, the mean relative to the column's first cell. Without mean (RMS
+// norm) `squares` is about zero.
 struct Partial {
   double mean, squares;
 };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Reductions over cells that lie apart (see columns.cu), backward. With g = dy*weight, xhat = (x - mean)*rstd and averages
-// over the n cells of a statistic:
+// Reductions over cells that lie apart (see columns.cu), backward. With g = dy*weight, xhat = (x - mean)*rstd and
+// averages over the n cells of a statistic:
 //
 //   dx = rstd*(g - mean(g) - xhat*mean(g*xhat));   dweight = sum(dy*xhat), dbias = sum(dy)
 //   traffic    dy and x are read twice, the second time from the L2 cache if they fit there; dx is written once

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Copies between arrays of any strides, converting: what the other kernels do not take as it lies. A thread for each cell,
-// neighbours along the last axis; read and written once.
+// Copies between arrays of any strides, converting: what the other kernels do not take as it lies. A thread for each
+// cell, neighbours along the last axis; read and written once.
 #include "warp.cuh"
 
 namespace nf::cuda {

@@ -57,9 +57,9 @@ template <class T> struct MatrixCut {
   }
 };
 
-// The sums down the columns of a matrix. Their order depends on the number of rows alone, not on how many columns lie side
-// by side: rows are cut into slices, and in each slice row o belongs to the part o % sum_parts. A block has as many
-// threads to a column as fit, and each of them takes its parts one after the other.
+// The sums down the columns of a matrix. Their order depends on the number of rows alone, not on how many columns lie
+// side by side: rows are cut into slices, and in each slice row o belongs to the part o % sum_parts. A block has as
+// many threads to a column as fit, and each of them takes its parts one after the other.
 constexpr int sum_parts = 16;
 template <class T> struct SumCut {
   int64_t width, tiles, slice, slices;
@@ -203,7 +203,8 @@ __global__ void __launch_bounds__(map_threads) map_columns(const __grid_constant
   typename Stats::template Coefficients<C> coefficients[V];
   fill(C(0), coefficients);
   map_rows<T, C, gradient>(f, b, tile, column, k, coefficients, all & ~careful, false);
-  // What float32 cannot hold is done by itself, and changes nothing for its neighbours. The sums of a row need its warp.
+  // What float32 cannot hold is done by itself, and changes nothing for its neighbours. The sums of a row need its
+  // warp.
   if (sizeof(C) == 4 && __any_sync(all_lanes, careful != 0)) {
     typename Stats::template Coefficients<double> wide[V];
     fill(0.0, wide);

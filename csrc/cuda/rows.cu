@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Reductions over runs of neighbouring cells, forward: layer, RMS, group and instance norm, and batch norm channels first.
+// Reductions over runs of neighbouring cells, forward: layer, RMS, group and instance norm, and batch norm channels
+// first.
 //
 //   forward    mean, var of each reduction;  y = (x - mean)*rstd*weight + bias
 //   traffic    x is read once, y is written once: 2 s bytes per cell of size s, while a reduction fits on the chip

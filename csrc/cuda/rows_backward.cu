@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Reductions over runs of neighbouring cells, backward. With g = dy*weight, xhat = (x - mean)*rstd and averages over the
-// reduction:
+// Reductions over runs of neighbouring cells, backward. With g = dy*weight, xhat = (x - mean)*rstd and averages over
+// the reduction:
 //
 //   dx = rstd*(g - mean(g) - xhat*mean(g*xhat));   dweight = sum(dy*xhat), dbias = sum(dy)
 //   traffic    dy and x are read once, dx is written once: 3 s bytes per cell, while a reduction fits on the chip

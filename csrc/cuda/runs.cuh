@@ -121,8 +121,8 @@ template <class T> struct RunVectors {
   }
 };
 
-// How a reduction is shared: blocks of a cluster, vectors of each, vectors that stay in shared memory. By its length and
-// the device alone, so that the bits do not depend on how many reductions there are.
+// How a reduction is shared: blocks of a cluster, vectors of each, vectors that stay in shared memory. By its length
+// and the device alone, so that the bits do not depend on how many reductions there are.
 struct Sharing {
   int cluster, threads;
   int64_t share, keep;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What the kernels share: vectors of cells, parameters of any type, sums over warps, blocks and clusters in a fixed order,
-// and the moments of cells that lie on the chip.
+// What the kernels share: vectors of cells, parameters of any type, sums over warps, blocks and clusters in a fixed
+// order, and the moments of cells that lie on the chip.
 #pragma once
 
 #include "platform.cuh"
@@ -10,7 +10,7 @@ namespace {
 
 constexpr unsigned all_lanes = 0xffffffffu;
 
-// ---- vectors of cells --------------------------------------------------------------------------------------------------
+// ---- vectors of cells -----------------------------------------------------------------------------------------------
 // A thread handles cells in vectors of 16 bytes. Which cells form a vector depends on the geometry alone; whether it is
 // moved by one access or cell by cell depends on the alignment, and changes no bit.
 
@@ -87,7 +87,7 @@ template <class T> __device__ __forceinline__ void store_chosen(T* p, unsigned c
 
 inline bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
-// ---- parameters and statistics of any type -----------------------------------------------------------------------------
+// ---- parameters and statistics of any type --------------------------------------------------------------------------
 
 template <class C> __device__ __forceinline__ C param(Given g, int64_t i) {
   switch (g.type) {
@@ -149,7 +149,7 @@ template <class T> __device__ __forceinline__ void write_stat(void* p, int64_t i
   if (p != nullptr) static_cast<S*>(p)[i] = static_cast<S>(v);
 }
 
-// ---- sums ----------------------------------------------------------------------------------------------------------------
+// ---- sums -----------------------------------------------------------------------------------------------------------
 // The cells of a vector are added in a float32 tree, vectors in double: then in one order, whatever is scheduled when.
 
 template <int N, class C> __device__ __forceinline__ double tree_sum(const C (&v)[N]) {
@@ -184,8 +184,8 @@ constexpr int most_warps = 32;
 // Shared memory of one sum over a block and its cluster: a pair per warp, and the block's own.
 constexpr int sum_bytes = int((most_warps + 1) * sizeof(Two));
 
-// Over the threads of a block, then over the blocks of its cluster in the order of their ranks. Every sum has a place of
-// its own in shared memory, so that none waits for the readers of the one before.
+// Over the threads of a block, then over the blocks of its cluster in the order of their ranks. Every sum has a place
+// of its own in shared memory, so that none waits for the readers of the one before.
 struct ClusterSum {
   Two* place;
   __device__ __forceinline__ bool first() const { return cluster_rank() == 0 && threadIdx.x == 0; }
@@ -211,7 +211,7 @@ struct ClusterSum {
   }
 };
 
-// ---- moments of cells on the chip --------------------------------------------------------------------------------------
+// ---- moments of cells on the chip -----------------------------------------------------------------------------------
 
 // `each(f)` calls f(cells, k) for every vector of this thread, k of its cells counting; `sum` adds over all threads.
 // Two passes: the mean of differences to `pilot`, any cell of the data, then the squares about it. Data that float32
@@ -259,7 +259,7 @@ __device__ __forceinline__ Moments chip_moments(Each each, Sum& sum, double pilo
 }
 constexpr int moment_sums = 4;
 
-// ---- whole numbers -----------------------------------------------------------------------------------------------------
+// ---- whole numbers --------------------------------------------------------------------------------------------------
 
 // Division by a number that is the same for the whole launch. Exact for dividends below 2^31; beyond, and for large
 // divisors, the ordinary division.

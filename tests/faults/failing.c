@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Makes requests to the system fail while one Python callable runs: the k-th, or all from the k-th on. To be loaded before
-// everything else (LD_PRELOAD), and called through ctypes.PyDLL.
+// Makes requests to the system fail while one Python callable runs: the k-th, or all from the k-th on. To be loaded
+// before everything else (LD_PRELOAD), and called through ctypes.PyDLL.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
