@@ -70,12 +70,20 @@ NF_HD bool fits_single_backward(double mean, double rstd) {
   return !(fabs(mean) > 1e37) && !(rstd > 1e16 && rstd < HUGE_VAL) && !(rstd < 1e-16);
 }
 
-// The number that is subtracted from x before anything is multiplied. The mean, rounded: x - hi is then exact for cells
-// near it. Where the mean is smaller than the spread of the data, nothing: x itself is exact, and the mean goes into
-// the constant of the map, whose rounding is small beside the row's largest cell. `var` is that of these very cells;
-// constant ones have none, however small they are. (Chosen before it is rounded: compilers turn that into vectors.)
-template <class C> NF_HD C centre(double mean, double var) {
-  return static_cast<C>((mean * mean <= var) & (var > 0) ? 0.0 : mean);
+// The number that is subtracted from x before anything is multiplied: the mean, to within a thousandth of the spread,
+// on a grid of that step. It has few bits, so the subtraction is exact for most cells, and the rest of the mean, which
+// goes into the constant of the map, is so small that its rounding is too: errors stay in proportion to the cells, and
+// weights may differ by large factors. Where the cells tell of no spread - constant ones, or nearly, beside eps - and
+// where `var` is not given as theirs, it is the mean itself, rounded: x - hi is 0 for constant cells.
+template <class C> NF_HD C centre(double mean, double var, double rstd) {
+  uint64_t u;
+  std::memcpy(&u, &rstd, 8);
+  u = (uint64_t(0x7fe) << 52) - (u & (uint64_t(0x7ff) << 52));
+  double spread;  // the power of two above
+  std::memcpy(&spread, &u, 8);
+  const double magnet = spread * 0x1.8p42;  // adding and subtracting 1.5 * 2^52 steps of spread / 2^10 rounds to them
+  const double k = (mean + magnet) - magnet;
+  return static_cast<C>((var * rstd * rstd > 0.5) & (mean * mean < var * 0x1p40) ? k : mean);
 }
 
 // xhat = fma(x - hi, rs, t)
@@ -83,7 +91,7 @@ template <class C> struct Hat {
   C hi, rs, t;
 };
 template <class C> NF_HD Hat<C> hat(double mean, double mean_lo, double var, double rstd) {
-  const C hi = centre<C>(mean, var);
+  const C hi = centre<C>(mean, var, rstd);
   const double lo = (mean - static_cast<double>(hi)) + mean_lo;
   const double r = usable(rstd);
   return {hi, static_cast<C>(r), static_cast<C>(-lo * r)};
@@ -95,7 +103,7 @@ template <class C> struct Affine {
 };
 template <class C>
 NF_HD Affine<C> affine(double mean, double mean_lo, double var, double rstd, double weight, double bias) {
-  const C hi = centre<C>(mean, var);
+  const C hi = centre<C>(mean, var, rstd);
   const double lo = (mean - static_cast<double>(hi)) + mean_lo;
   const double s = usable(rstd) * weight;
   return {hi, static_cast<C>(s), static_cast<C>(bias - lo * s)};

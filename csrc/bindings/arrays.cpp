@@ -100,7 +100,13 @@ Ref as_array(const char* fn, const char* name, PyObject* obj) {
     refuse_device(fn, name);
   }
   if (obj == Py_None) fail(PyExc_TypeError, "%s: %s must be an array, got None", fn, name);
-  return Ref::checked(PyArray_FromAny(obj, nullptr, 0, 0, 0, nullptr));
+  Ref array(PyArray_FromAny(obj, nullptr, 0, 0, 0, nullptr));
+  if (array) return array;
+  if (!PyErr_ExceptionMatches(PyExc_ValueError) && !PyErr_ExceptionMatches(PyExc_TypeError)) throw Failure{};
+  PyObject *type, *value, *trace;  // such as lists of different lengths: NumPy's words, behind whose and which they are
+  PyErr_Fetch(&type, &value, &trace);
+  const Ref kind(type), words(value), where(trace);
+  fail(kind.get(), "%s: %s must be an array: %S", fn, name, words ? words.get() : kind.get());
 }
 
 Ref as_written(const char* fn, const char* name, const char* why, PyObject* obj) {
@@ -126,7 +132,8 @@ PyObject* call_on_device(const char* fn, PyObject* const* args, Py_ssize_t count
 }
 
 Source take_source(const char* fn, const char* name, PyObject* obj) {
-  Source s{as_array(fn, name, obj), {}, DType::f64, false};
+  Ref given = as_array(fn, name, obj);
+  Source s{Ref::borrow(given.get()), std::move(given), {}, DType::f64, false};
   PyArray_Descr* d = PyArray_DESCR(s.array.array());
   if (!float_type(d, &s.dtype)) {
     if (!PyTypeNum_ISINTEGER(d->type_num) && !PyTypeNum_ISBOOL(d->type_num))
@@ -135,7 +142,7 @@ Source take_source(const char* fn, const char* name, PyObject* obj) {
     // As np.mean does. The cast keeps the order of the axes; it is not the caller's array any more.
     const bool plain = find_order(s.array.array(), &s.order);
     s.array = Ref::checked(PyArray_NewLikeArray(s.array.array(), NPY_KEEPORDER, PyArray_DescrFromType(NPY_DOUBLE), 0));
-    if (PyArray_CopyInto(s.array.array(), as_array(fn, name, obj).array()) < 0) throw Failure{};
+    if (PyArray_CopyInto(s.array.array(), s.given.array()) < 0) throw Failure{};
     find_order(s.array.array(), &s.order);
     s.copied = !plain;
     return s;
@@ -151,8 +158,8 @@ Source take_source(const char* fn, const char* name, PyObject* obj) {
   if (native == nullptr) throw Failure{};
   Ref copy = Ref::checked(PyArray_NewLikeArray(s.array.array(), NPY_KEEPORDER, native, 0));
   if (PyArray_CopyInto(copy.array(), s.array.array()) < 0) throw Failure{};
-  Order given = s.order;
-  const bool was_ordered = find_order(s.array.array(), &given);
+  Order seen = s.order;
+  const bool was_ordered = find_order(s.array.array(), &seen);
   s.array = std::move(copy);
   find_order(s.array.array(), &s.order);
   s.copied = !plain && !was_ordered;
@@ -199,7 +206,9 @@ Ref take_like(const char* fn, const char* name, PyObject* obj, const Source& x) 
 double take_number(const char* fn, const char* name, PyObject* obj) {
   const double v = PyFloat_AsDouble(obj);
   if (v == -1.0 && PyErr_Occurred()) {
+    const bool too_large = PyErr_ExceptionMatches(PyExc_OverflowError) != 0;
     PyErr_Clear();
+    if (too_large) fail(PyExc_ValueError, "%s: %s must be finite, got an integer beyond float64", fn, name);
     fail(PyExc_TypeError, "%s: %s must be a number, got %.100s", fn, name, Py_TYPE(obj)->tp_name);
   }
   return v;

@@ -77,7 +77,8 @@ struct Order {
 
 // x, ready for the kernels: native, aligned and contiguous in the order `order`.
 struct Source {
-  Ref array;  // the caller's array, or a copy
+  Ref given;  // the caller's array, or what stands for an array-like, on the same memory
+  Ref array;  // the same, or a copy
   Order order;
   DType dtype;
   bool copied;  // the caller's array was not contiguous in any order

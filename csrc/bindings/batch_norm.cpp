@@ -84,14 +84,14 @@ PyObject* batch_norm(PyObject*, PyObject* const* a, Py_ssize_t) {
     if (training && given) {
       check_apart(fn, rm_obj, "running_mean", rv_obj, "running_var");
       const std::pair<PyObject*, const char*> inputs[] = {
-          {x.copied ? nullptr : x_obj, "x"}, {w.given.get(), "weight"}, {b.given.get(), "bias"}};
+          {x.copied ? nullptr : x.given.get(), "x"}, {w.given.get(), "weight"}, {b.given.get(), "bias"}};
       for (const auto& input : inputs) {
         check_apart(fn, rm_obj, "running_mean", input.first, input.second);
         check_apart(fn, rv_obj, "running_var", input.first, input.second);
       }
     }
     const bool stats = take_bool(fn, "return_stats", a[12]);
-    const Input inputs[] = {{x_obj, "x", true},
+    const Input inputs[] = {{x.given.get(), "x", true},
                             {rm_obj, "running_mean", false},
                             {rv_obj, "running_var", false},
                             {w.given.get(), "weight", false},
@@ -149,7 +149,7 @@ PyObject* batch_norm_backward(PyObject*, PyObject* const* a, Py_ssize_t) {
     const char* fn = "batch_norm_backward";
     PyObject *dy_obj = a[0], *x_obj = a[1], *w_obj = a[4], *out = a[8];
     const Source x = take_source(fn, "x", x_obj);
-    const Ref dy = take_like(fn, "dy", dy_obj, x);
+    const Ref dy_given = as_array(fn, "dy", dy_obj), dy = take_like(fn, "dy", dy_given.get(), x);
     const BatchPlan p = batch_plan(fn, x, a[6]);
     const bool training = take_bool(fn, "training", a[5]);
     const Stat mean = take_stat(fn, "mean", a[2], 1, &p.channels, nullptr, stat_type(x.dtype));
@@ -158,8 +158,8 @@ PyObject* batch_norm_backward(PyObject*, PyObject* const* a, Py_ssize_t) {
     const int needs = take_needs(fn, a[7], w_obj != Py_None, true);
     if (out != Py_None && !(needs & need_x)) refuse_out(fn);
     if (training) check_batch(fn, p, x);
-    const Input inputs[] = {{dy_obj, "dy", true},
-                            {x_obj, "x", true},
+    const Input inputs[] = {{dy_given.get(), "dy", true},
+                            {x.given.get(), "x", true},
                             {mean.given.get(), "mean", false},
                             {rstd.given.get(), "rstd", false},
                             {w.given.get(), "weight", false}};

@@ -13,7 +13,8 @@ struct Seen {
   Source source;
   const int* order;
 
-  explicit Seen(const Source& x) : source{Ref::borrow(x.array.get()), x.order, x.dtype, x.copied} {
+  explicit Seen(const Source& x)
+      : source{Ref::borrow(x.given.get()), Ref::borrow(x.array.get()), x.order, x.dtype, x.copied} {
     if (source.order.axis[0] != 0) {
       source.order.identity = true;
       for (int i = 0; i < x.nd(); ++i) source.order.axis[i] = i;

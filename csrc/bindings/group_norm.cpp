@@ -24,11 +24,11 @@ PyObject* forward(const char* fn, PyObject* x_obj, PyObject* groups_obj, PyObjec
   const Param w = take_param(fn, "weight", w_obj, x, 1, &channels, nullptr, match.text);
   const Param b = take_param(fn, "bias", b_obj, x, 1, &channels, nullptr, match.text);
   const bool stats = take_bool(fn, "return_stats", stats_obj);
-  Source work{Ref::borrow(x.array.get()), x.order, x.dtype, x.copied};
+  Source work{Ref::borrow(x.given.get()), Ref::borrow(x.array.get()), x.order, x.dtype, x.copied};
   put_samples_first(work);
   const bool moved = work.array.get() != x.array.get();
   const GroupPlan p = group_plan(fn, work, axis, groups);
-  const Input inputs[] = {{x_obj, "x", true}, {w.given.get(), "weight", false}, {b.given.get(), "bias", false}};
+  const Input inputs[] = {{x.given.get(), "x", true}, {w.given.get(), "weight", false}, {b.given.get(), "bias", false}};
   Result y(fn, out, x, inputs, 3);
   const npy_intp stat_dims[2] = {p.samples, groups};
   Ref mean, rstd;
@@ -57,7 +57,7 @@ PyObject* backward(const char* fn, bool instance, PyObject* dy_obj, PyObject* x_
                    PyObject* rstd_obj, PyObject* w_obj, PyObject* axis_obj, PyObject* needs_obj, PyObject* out) {
   Source x = take_source(fn, "x", x_obj);
   const int axis = take_channel_axis(fn, axis_obj, x);
-  const Ref dy_given = take_like(fn, "dy", dy_obj, x);
+  const Ref dy_given = as_array(fn, "dy", dy_obj), dy_like = take_like(fn, "dy", dy_given.get(), x);
   const npy_intp channels = x.dim(axis);
   // The number of groups is told by the statistics.
   const npy_intp groups =
@@ -69,13 +69,13 @@ PyObject* backward(const char* fn, bool instance, PyObject* dy_obj, PyObject* x_
   const Param w = take_param(fn, "weight", w_obj, x, 1, &channels, nullptr, match.text);
   const int needs = take_needs(fn, needs_obj, w_obj != Py_None, true);
   if (out != Py_None && !(needs & need_x)) refuse_out(fn);
-  Source work{Ref::borrow(x.array.get()), x.order, x.dtype, x.copied};
+  Source work{Ref::borrow(x.given.get()), Ref::borrow(x.array.get()), x.order, x.dtype, x.copied};
   put_samples_first(work);
   const bool moved = work.array.get() != x.array.get();
-  const Ref dy = moved ? Ref::checked(PyArray_NewCopy(dy_given.array(), NPY_CORDER)) : Ref::borrow(dy_given.get());
+  const Ref dy = moved ? Ref::checked(PyArray_NewCopy(dy_like.array(), NPY_CORDER)) : Ref::borrow(dy_like.get());
   const GroupPlan p = group_plan(fn, work, axis, groups);
-  const Input inputs[] = {{dy_obj, "dy", true},
-                          {x_obj, "x", true},
+  const Input inputs[] = {{dy_given.get(), "dy", true},
+                          {x.given.get(), "x", true},
                           {mean.given.get(), "mean", false},
                           {rstd.given.get(), "rstd", false},
                           {w.given.get(), "weight", false}};

@@ -39,6 +39,8 @@ class Gather {
   Ref view(PyObject* array, npy_intp begin, npy_intp end) const {
     PyArray_Dims dims{const_cast<npy_intp*>(order_), nd_};
     Ref turned = Ref::checked(PyArray_Transpose(reinterpret_cast<PyArrayObject*>(array), &dims));
+    // Of NumPy's own type: what a subclass answers to an index is its own affair.
+    turned = Ref::checked(PyArray_View(turned.array(), nullptr, &PyArray_Type));
     Ref key = Ref::checked(PyTuple_New(cut_ + 1));
     for (int i = 0; i < cut_; ++i)
       PyTuple_SET_ITEM(key.get(), i, Ref::checked(PySlice_New(nullptr, nullptr, nullptr)).release());
@@ -130,7 +132,7 @@ PyObject* forward(const Norm& norm, PyObject* x_obj, PyObject* w_obj, PyObject* 
   const Param b =
       take_param(fn, "bias", b_obj, x, p.param_nd, p.param_dims, p.param_permutation(), "the normalised axes of x");
   const bool stats = take_bool(fn, "return_stats", stats_obj);
-  const Input inputs[] = {{x_obj, "x", true}, {w.given.get(), "weight", false}, {b.given.get(), "bias", false}};
+  const Input inputs[] = {{x.given.get(), "x", true}, {w.given.get(), "weight", false}, {b.given.get(), "bias", false}};
   Result y(fn, out, x, inputs, 3);
   Ref mean, rstd;
   if (stats) {
@@ -168,7 +170,7 @@ PyObject* backward(const Norm& norm, PyObject* dy_obj, PyObject* x_obj, PyObject
                    PyObject* w_obj, PyObject* axis, PyObject* needs_obj, PyObject* out) {
   const char* fn = norm.fn;
   const Source x = take_source(fn, "x", x_obj);
-  const Ref dy = take_like(fn, "dy", dy_obj, x);
+  const Ref dy_given = as_array(fn, "dy", dy_obj), dy = take_like(fn, "dy", dy_given.get(), x);
   const Axes axes = take_axes(fn, axis, x.nd());
   const LayerPlan p = layer_plan(fn, x, axes);
   const DType type = stat_type(x.dtype);
@@ -182,8 +184,8 @@ PyObject* backward(const Norm& norm, PyObject* dy_obj, PyObject* x_obj, PyObject
   Ref items[3];
   std::optional<Result> dx;
   if (needs & need_x) {
-    const Input inputs[] = {{dy_obj, "dy", true},
-                            {x_obj, "x", true},
+    const Input inputs[] = {{dy_given.get(), "dy", true},
+                            {x.given.get(), "x", true},
                             {mean.given.get(), "mean", false},
                             {rstd.given.get(), "rstd", false},
                             {w.given.get(), "weight", false}};

@@ -13,7 +13,7 @@ static int import_numpy() {
   return 0;
 }
 
-PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
+PYBIND11_MODULE(_core_of_main, m, py::mod_gil_not_used()) {
   // A thread's first exception allocates, and glibc ends the process where that fails. The main thread has it behind it
   // now.
   try {
@@ -25,4 +25,13 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   for (PyMethodDef* methods :
        {nf::layer_norm_methods, nf::group_norm_methods, nf::batch_norm_methods, nf::control_methods})
     if (PyModule_AddFunctions(m.ptr(), methods) < 0) throw py::error_already_set();
+}
+
+// In a sub-interpreter Python 3.11 would wait for itself for ever before pybind11 could refuse.
+extern "C" PYBIND11_EXPORT PyObject* PyInit__core() {
+  if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
+    PyErr_SetString(PyExc_ImportError, "normfast: works in the main interpreter only, not in sub-interpreters");
+    return nullptr;
+  }
+  return PyInit__core_of_main();
 }

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // What `out` may be: its shape, and which memory it may share. Addresses are compared, memory is not touched, so that
 // this serves arrays on a device too.
+#include <algorithm>
 #include <cstdlib>
+#include <vector>
 
 #include "arrays.h"
 
@@ -33,8 +35,25 @@ bool arrays_overlap(PyArrayObject* a, PyArrayObject* b) {
   return shares.get() == Py_True;
 }
 
+// Are all elements further apart than their size? By looking at each, of arrays of a moderate size.
+static bool elements_apart(PyArrayObject* a) {
+  const npy_intp n = PyArray_SIZE(a);
+  if (n > npy_intp(1) << 22) return false;
+  std::vector<npy_intp> at{0};
+  at.reserve(size_t(n));
+  for (int axis = 0; axis < PyArray_NDIM(a); ++axis) {
+    const size_t before = at.size();
+    for (npy_intp i = 1; i < PyArray_DIM(a, axis); ++i)
+      for (size_t k = 0; k < before; ++k) at.push_back(at[k] + i * PyArray_STRIDE(a, axis));
+  }
+  std::sort(at.begin(), at.end());
+  for (size_t k = 1; k < at.size(); ++k)
+    if (at[k] - at[k - 1] < PyArray_ITEMSIZE(a)) return false;
+  return true;
+}
+
 static bool overlaps_itself(PyArrayObject* a) {
-  // Ordered by stride, every axis must step over all that the smaller ones reach.
+  // Ordered by stride, every axis steps over all that the smaller ones reach. What does not may still be interleaved.
   if (PyArray_SIZE(a) == 0) return false;
   Order order;
   find_order(a, &order);
@@ -42,7 +61,7 @@ static bool overlaps_itself(PyArrayObject* a) {
   for (int i = order.nd - 1; i >= 0; --i) {
     const npy_intp n = PyArray_DIM(a, order.axis[i]), stride = std::llabs(PyArray_STRIDE(a, order.axis[i]));
     if (n <= 1) continue;
-    if (stride < reach) return true;
+    if (stride < reach) return !elements_apart(a);
     reach += (n - 1) * stride;
   }
   return false;

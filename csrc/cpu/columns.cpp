@@ -102,12 +102,9 @@ template <class T> void sum_carefully(const Forward<T>& f, const Unit<T>& u, int
 }
 
 template <class T> NF_INLINE Sums channel_sums(const Unit<T>& u, int64_t column, int64_t span) {
-  Sums all = u.total[column].total();
-  for (int64_t i = 1; i < span; ++i) {
-    const Sums one = u.total[column + i].total();
-    all.s += one.s, all.q += one.q;
-  }
-  return all;
+  ChunkTotal all = u.total[column];
+  for (int64_t i = 1; i < span; ++i) all.join(u.total[column + i]);
+  return all.total();
 }
 
 template <class T> NF_INLINE void keep(Unit<T>& u, int64_t i, const Moments& m) {

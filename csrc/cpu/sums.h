@@ -33,6 +33,10 @@ struct ChunkTotal {
     s = a.sum, q = b.sum;
     s_rest += a.error, q_rest += b.error;
   }
+  __attribute__((always_inline)) inline void join(const ChunkTotal& other) {
+    add(Sums{other.s, other.q});
+    s_rest += other.s_rest, q_rest += other.q_rest;
+  }
   __attribute__((always_inline)) inline Sums total() const {
     const double ts = s + s_rest, tq = q + q_rest;
     return {ts == ts ? ts : s, tq == tq ? tq : q};
