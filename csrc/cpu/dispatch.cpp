@@ -58,7 +58,6 @@ static const CodePath paths[] = {
     {"arm64", [] { return true; }, fill_arm64},
 #endif
 };
-constexpr int path_count = sizeof paths / sizeof paths[0];
 
 static Kernels table;
 
