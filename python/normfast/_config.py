@@ -17,7 +17,7 @@ __all__ = ["show_config"]
 def show_config(mode: Literal["stdout"] = "stdout") -> None: ...
 @overload
 def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
-def show_config(mode: str = "stdout") -> dict[str, Any] | None:
+def show_config(mode: object = "stdout") -> dict[str, Any] | None:
     """Print or return how normfast was built and how it is set.
 
     Parameters
