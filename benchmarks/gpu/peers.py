@@ -182,10 +182,15 @@ def jax(problem: Problem, compiling: Compiling) -> Contender:
             dy, function = [over(t) for t in problem.dy], library.jit(backward)
             stats = [tuple(over(s.float().reshape(kept)) for s in some) for some in problem.stats]
             stats = stats if case.center else [(None, *some) for some in stats]
-            call = lambda i: function(dy[i], x[i], *stats[i], w)  # noqa: E731
+
+            def call(i: int) -> Any:
+                return function(dy[i], x[i], *stats[i], w)
         else:
             function = library.jit(forward)
-            call = lambda i: function(x[i], w, b)  # noqa: E731
+
+            def call(i: int) -> Any:
+                return function(x[i], w, b)
+
         library.block_until_ready(call(0))
     return Contender("jax", call, library.block_until_ready)
 

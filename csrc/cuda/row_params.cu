@@ -47,8 +47,8 @@ template <int cells> struct OwnSums {
   }
 };
 
-// A row that float32 cannot hold, in double, read again. All threads of a warp come here together. Returns whose turn it is after
-// its sum: by reference the caller's own would live in memory.
+// A row that float32 cannot hold, in double, read again. All threads of a warp come here together. Returns whose turn
+// it is after its sum: by reference the caller's own would live in memory.
 template <class T, int vectors>
 __device__ NF_NOINLINE int careful_row(const RowsWithParams<T>& f, int64_t r, bool inside, int lane, RowSum sum,
                                        OwnSums<vectors * vector_cells<T>> own) {
