@@ -25,7 +25,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--only", action="append", help="part of a cell's label; may be given several times")
     run.add_argument("--peers", default=",".join(PEER_NAMES), help=f"of {', '.join(PEER_NAMES)}; or none")
     run.add_argument("--commit", help="what is measured, where there is no repository")
-    run.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/gpu-<device>-<commit>.json)")
+    run.add_argument("--out", type=Path, help="JSON file (default: gpu-<device>-<commit>.json in the folder)")
+    run.add_argument("--into", type=Path, default=RESULTS, help="the folder (default: benchmarks/results)")
     run.add_argument("--rehearse", action="store_true", help="try the board on a machine without a GPU")
     shown = commands.add_parser("report", help="the table and the chart of a JSON file")
     shown.add_argument("file", type=Path)
@@ -53,20 +54,25 @@ def show(file: Path) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from . import board
+    try:
+        from . import board
+    except ModuleNotFoundError as error:
+        print(f"The board cannot run: {error}. It needs PyTorch, which it is compared with, and normfast.")
+        return 2
 
-    device = board.prepare(options.rehearse)
+    rehearse = options.rehearse or board.emulated()
+    device = board.prepare(rehearse)
     peers = [] if options.peers == "none" else options.peers.split(",")
     if unknown := set(peers) - set(PEER_NAMES):
         print(f"No peer {', '.join(sorted(unknown))}; there are {', '.join(PEER_NAMES)}.")
         return 2
     run = board.Board(options.out or Path(), options.minutes, device, options.commit, peers)
     if options.out is None:
-        folder = HERE.parent / "out" if options.rehearse else RESULTS
+        folder = HERE.parent / "out" if rehearse and options.into == RESULTS else options.into
         run.out = folder / board.file_name(run.content)
     print(f"{report.headline(run.content)}\nto {run.out}", flush=True)
     chosen = board.choose(options.only)
-    if options.rehearse:
+    if rehearse:
         chosen = [case.shrunk() for case in chosen]
     run.run(chosen, lambda text: print(text, flush=True))
     show(run.out)

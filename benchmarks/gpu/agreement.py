@@ -15,6 +15,7 @@ import numpy as np
 import normfast as nf
 
 from ..agreement import TOLERANCE, Disagreement
+from .cases import Case
 from .problem import Problem
 
 
@@ -64,22 +65,35 @@ def _parts(problem: Problem) -> list[Any]:
     return [(slice(None), slice(start, start + width)) for start in (0, n // width // 2 * width, n - width)]
 
 
+def _statistics(case: Case, stats: Any, part: Any) -> list[Any]:
+    """Those of a part."""
+    if case.per_row:
+        return [s[part] for s in stats]
+    at = part[1]
+    if case.op == "group_norm":
+        g = at.start // (case.channels // case.groups)
+        return [s[:, g : g + 1] for s in stats]
+    return [s[..., at] for s in stats]
+
+
 def _forward_pairs(problem: Problem, result: Any, i: int) -> list[tuple[str, Any, np.ndarray]]:
     case, reference = problem.case, getattr(nf.reference, problem.case.op)
-    y = result[0] if isinstance(result, tuple | list) else result
+    y, *stats = result if isinstance(result, tuple | list) else (result,)
+    names = ("mean", "rstd")[-len(stats) :] if stats else ()
     w, b = host(problem.weight), host(problem.bias)
     pairs = []
     for part in _parts(problem):
         x = host(problem.x[i][part])
         if case.per_row:
-            want = reference(x, w) if b is None else reference(x, w, b)
+            want = reference(x, *(p for p in (w, b) if p is not None), return_stats=True)
         else:
             wb, groups = (w[part[1]], b[part[1]]), (1,) if case.groups else ()
             if case.op == "batch_norm":
-                want = reference(x, None, None, *wb, training=True)
+                want = reference(x, None, None, *wb, training=True, return_stats=True)
             else:
-                want = reference(x, *groups, *wb)
-        pairs.append(("y", y[part], want))
+                want = reference(x, *groups, *wb, return_stats=True)
+        pairs.append(("y", y[part], want[0]))
+        pairs += zip(names, _statistics(case, stats, part), want[1:], strict=False)  # where they were asked for
     return pairs
 
 
@@ -90,17 +104,11 @@ def _backward_pairs(problem: Problem, result: Any, i: int) -> list[tuple[str, An
     w, pairs = host(problem.weight), []
     for part in _parts(problem):
         arrays = [host(a[part]) for a in (problem.dy[i], problem.x[i])]
+        stats = [host(s) for s in _statistics(case, problem.stats[i], part)]
         if case.per_row:
-            stats = [host(s[part]) for s in problem.stats[i]]
             pairs.append(("dx", result[0][part], reference(*arrays, *stats, w)[0]))
             continue
         at = part[1]
-        stats = [host(s) for s in problem.stats[i]]
-        if case.op == "group_norm":
-            g = at.start // (case.channels // case.groups)
-            stats = [s[:, g : g + 1] for s in stats]
-        else:
-            stats = [s[..., at] for s in stats]
         want = reference(*arrays, *stats, w[at], needs=needs)
         pairs.append(("dx", result[0][part], want[0]))
         pairs += [(n, r[at], e) for n, r, e in zip(names[1:], result[1:], want[1:], strict=False) if r is not None]

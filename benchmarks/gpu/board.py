@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 
+import normfast as nf
+
 from ..agreement import Disagreement
-from . import agreement, machine, overhead
+from . import agreement, ceilings, machine, overhead
 from .cases import Case, cases
 from .peers import LIMIT_STREAMS, PEERS, Compiling, Lacks, limits
 from .problem import Problem
@@ -39,6 +41,8 @@ class Board:
             "rehearsal": device == "cpu",
             **machine.facts(device, commit),
             "settings": {"minutes": minutes, "rounds": ROUNDS, "budget_s": BUDGET},
+            "ceilings": [],
+            "clusters": [],
             "cells": [],
             "overhead": [],
             "graphs": [],
@@ -62,13 +66,17 @@ class Board:
         print("  !", text, flush=True)
 
     def run(self, chosen: list[Case], tell: Callable[[str], None]) -> None:
-        """Ten headline cells, then calls and graphs, then the rest."""
+        """Ceilings, twenty headline cells, then calls and graphs, then the rest."""
         self.save()
         torch.set_grad_enabled(False)
         torch.manual_seed(7)
+        self._table("ceilings", lambda: ceilings.passes(self.device, self.content["gpu"]["l2_bytes"]), tell)
+        if self.device != "cpu":
+            self._table("clusters", ceilings.clusters, tell)
         for number, case in enumerate(chosen):
             if number == min(20, len(chosen) // 2):
-                self._small(tell)
+                self._table("overhead", lambda: overhead.calls(self.device), tell)
+                self._table("graphs", lambda: overhead.graphs(self.device), tell)
             if self.left < 3:
                 self.content["not_reached"] = [c.label for c in chosen[number:]]
                 break
@@ -89,15 +97,15 @@ class Board:
         self.content["clocks_after"] = machine.nvidia_smi() if self.device != "cpu" else {}
         self.save()
 
-    def _small(self, tell: Callable[[str], None]) -> None:
-        for name, table in (("overhead", overhead.calls), ("graphs", overhead.graphs)):
-            try:
-                self.content[name] = table(self.device)
-            except Exception as error:
-                self.trouble(name, error)
-            for row in self.content[name]:
-                tell(f"{name:<9} {row['call']:<48} {row['us']:8.2f} us")
-            self.save()
+    def _table(self, name: str, rows: Callable[[], list[dict]], tell: Callable[[str], None]) -> None:
+        try:
+            self.content[name] = rows()
+        except Exception as error:
+            self.trouble(name, error)
+        for row in self.content[name]:
+            value = f"{row['us']:8.2f} us" if "us" in row else f"{row['value']:8.0f} {row['unit']}"
+            tell(f"{name:<9} {row['call']:<48} {value}")
+        self.save()
 
     def _lost(self) -> bool:
         if self.device == "cpu":
@@ -173,6 +181,11 @@ def file_name(content: dict) -> str:
     """gpu-<device>-<short commit>.json"""
     name = content["gpu"]["name"].lower().replace("nvidia", "").split()
     return f"gpu-{'-'.join(name) or 'unknown'}-{(content['normfast']['commit'] or 'unknown')[:10]}.json"
+
+
+def emulated() -> bool:
+    """Is the device of this build of normfast the host's memory? Then it can only be a rehearsal."""
+    return any(device["name"] == "host memory" for device in nf.show_config("dicts")["cuda"]["devices"])
 
 
 def prepare(rehearse: bool) -> str:

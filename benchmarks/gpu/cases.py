@@ -151,12 +151,12 @@ def _scaling() -> Iterator[Case]:
 
 
 def cases() -> list[Case]:
-    """The board's cells by priority: rows and images take turns, three to two."""
+    """The board's cells by priority: rows and images take turns, three to two; scaling before more of the same."""
     rows, images, chosen = list(_rows()), list(_images()), []
     while rows or images:
         chosen += rows[:6] + images[:4]
         del rows[:6], images[:4]
-    return chosen + list(_scaling())
+    return chosen[:60] + list(_scaling()) + chosen[60:]
 
 
 # The cells that torch.compile and JAX take part in: they compile for seconds.

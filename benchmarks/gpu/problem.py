@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import ceil
+from math import ceil, nan
 from typing import Any
 
 import torch
@@ -27,7 +27,8 @@ class Problem:
         self.dtype = getattr(torch, case.dtype)
         first = self._draw(0.7, 1.3)
         self.x = self._rotate(first)
-        self.out = [torch.empty_like(first) for _ in range(self.sets)]
+        # Memory is handed out again: without this, what a kernel left unwritten could hold an earlier right result.
+        self.out = [torch.full_like(first, nan) for _ in range(self.sets)]
         self.dy = self._rotate(self._draw(0.05, 1.0)) if case.backward else []
         n = case.channels
         # Batch norm has float32 parameters beside 16-bit activations, as in training with mixed precision.

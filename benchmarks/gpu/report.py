@@ -102,6 +102,10 @@ def markdown(content: dict) -> str:
         best = min((r for r in ratios if r is not None), default=None)
         values += [f"**{r:.2f}**" if r is not None and r == best else _number(r, ".2f") for r in ratios]
         lines.append(_line([*values, cell["case"]["origin"]]))
+    for name, title in (("ceilings", "What the device gives"), ("clusters", "Room for clusters")):
+        if content.get(name):
+            lines += ["", _line([title, "", ""]), _line(["---", "---:", "---"])]
+            lines += [_line([row["call"], f"{row['value']:.0f}", row["unit"]]) for row in content[name]]
     for title, rows in (
         ("Host time per call on (8, 768) float32, without waiting for the device", content["overhead"]),
         ("Time per call in a replayed CUDA graph of 20 calls", content["graphs"]),

@@ -2,36 +2,50 @@
 
 """``make gpu``: build, tests, compute-sanitizer, board, one after the other, in nine minutes and without a network.
 
-A stage that fails does not stop the next ones. Each has its limit and its log; what remains of the time is the board's.
-Variables: OUT, where the logs and results go (build/gpu); NORMFAST_COMMIT, what is measured, where there is no
-repository; NORMFAST_GPU_MINUTES, for all stages together (8.7).
+Without a build, or without a device, there is nothing to try, and minutes on a GPU are dear: the rest is then not run.
+Any other stage that fails does not stop the next ones. Each has its limit and its log; what remains of the time is the
+board's. The status is 0 when every stage did all it should; a tool that is not there is told, and is no failure.
+
+Variables: OUT, where the logs and results go, as they are made (build/gpu); NORMFAST_COMMIT, what is measured, where
+there is no repository; NORMFAST_GPU_MINUTES, for all stages together (8.7): all limits grow and shrink with it;
+NORMFAST_GPU_BOARD, further arguments of the board, such as ``--only batch_norm --peers torch``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic, sleep
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "build" / "gpu"
+LOCAL = Path("/usr/local")  # where CUDA toolkits usually are
 OPS = ("layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm")
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 FOUND = 86  # the exit status by which compute-sanitizer says that it found something
-BUILD, TESTS, LARGE, SANITIZER = 200, 110, 70, 100  # seconds, at most
+# Of so many minutes each stage may take so many seconds.
+MINUTES = 8.7
+BUILD, TESTS, LARGE, SANITIZER = 200, 110, 70, 100
 BOARD, BOARD_LEAST, GRACE = 210, 75, 35
+POLL, PATIENCE, DRAWING = 0.1, 4.0, 20.0  # seconds: between two looks; to end when told to; for a report afterwards
 
 
 class Stages:
-    def __init__(self) -> None:
-        self.end = monotonic() + 60 * float(os.environ.get("NORMFAST_GPU_MINUTES", "8.7"))
+    def __init__(self, minutes: float = MINUTES) -> None:
+        self.scale = minutes / MINUTES
+        self.end = monotonic() + 60 * minutes
         self.out = Path(os.environ.get("OUT") or WORK).resolve()
         self.lines: list[str] = []
-        self.failed = False
+        self.started: list[subprocess.Popen] = []
+        self.failed = self.stop = False
         for folder in (WORK, self.out):
             folder.mkdir(parents=True, exist_ok=True)
         toolkit = _toolkit()
@@ -46,45 +60,59 @@ class Stages:
         if toolkit:
             self.environment.setdefault("CUDACXX", str(toolkit / "nvcc"))
 
-    def left(self, reserve: float = 0) -> float:
-        return max(5.0, self.end - monotonic() - reserve)
+    def limit(self, most: float, reserve: float = 0) -> float:
+        """Seconds for a stage that takes at most so many, where those to come need a reserve; 0 if none are left."""
+        return max(0.0, min(most * self.scale, self.end - monotonic() - reserve * self.scale))
 
     def note(self, text: str, *, bad: bool = False) -> None:
+        """At once: who is ended from outside leaves what he knows."""
         self.failed |= bad
         self.lines.append(text)
+        (self.out / "summary.txt").write_text("\n".join(self.lines) + "\n")
         print(text, flush=True)
 
     def start(self, command: list[str], log: Path) -> subprocess.Popen:
         with log.open("w") as file:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 command, cwd=ROOT, env=self.environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
             )
+        self.started.append(process)
+        return process
 
     def finish(self, running: dict[str, subprocess.Popen], limit: float) -> dict[str, int | None]:
         """Exit statuses; None for what had to be ended."""
         until = monotonic() + limit
         while monotonic() < until and any(p.poll() is None for p in running.values()):
-            sleep(0.2)
+            sleep(POLL)
         statuses = {name: p.poll() for name, p in running.items()}
-        for p in running.values():
-            if p.poll() is None:
-                _end(p)
+        _end([p for name, p in running.items() if statuses[name] is None])
         return statuses
 
     # ---- stages
 
     def build(self) -> None:
         began = monotonic()
+        self.stop = True
+        shutil.rmtree(WORK / "site", ignore_errors=True)  # what is measured below is what is built here, or nothing
+        architecture, known = _architecture()
         settings = [f"build-dir={WORK / 'cmake'}", "cmake.define.NORMFAST_CUDA=ON"]
-        settings.append(f"cmake.define.CMAKE_CUDA_ARCHITECTURES={_architecture()}")
+        settings.append(f"cmake.define.CMAKE_CUDA_ARCHITECTURES={architecture}")
         command = [sys.executable, "-m", "pip", "install", "-v", "--no-build-isolation", "--no-deps", "--no-index"]
         command += ["--disable-pip-version-check", "--upgrade", "--target", str(WORK / "site"), "."]
         log = self.out / "build.log"
         process = self.start(command + [part for s in settings for part in ("-C", s)], log)
-        status = self.finish({"build": process}, min(BUILD, self.left(150)))["build"]
-        self.note(f"build      {_word(status)}, {monotonic() - began:.0f} s", bad=status != 0)
+        status = self.finish({"build": process}, self.limit(BUILD, 150))["build"]
+        guess = "" if known else ", a guess: nvidia-smi did not say"
+        took = f"{monotonic() - began:.0f} s, for {architecture}{guess}"
+        self.note(f"build      {_word(status)}, {took}", bad=status != 0)
         if status != 0:
             print("\n".join(_tail(log, 25)))
+            return
+        log = WORK / "device.log"
+        process = self.start([sys.executable, "-m", "benchmarks.gpu.device"], log)
+        status = self.finish({"device": process}, self.limit(BUILD, 150))["device"]
+        self.note(f"device     {_word(status)}  {''.join(_tail(log, 1))}", bad=status != 0)
+        self.stop = status != 0
 
     def tests(self) -> None:
         began = monotonic()
@@ -92,21 +120,28 @@ class Stages:
         rest = " and ".join(f"not {op}" for op in OPS)
         # One process per norm: they share the host's CPUs, and a kernel that breaks its context breaks no other's.
         groups = {op: op for op in OPS} | {"rest": rest}
-        running = {name: self._pytest(name, files, "-k", expression) for name, expression in groups.items()}
-        statuses = self.finish(running, min(TESTS, self.left(BOARD_LEAST + SANITIZER)))
+        logs = {name: WORK / f"tests-{name}.log" for name in (*groups, "streams", "large")}
+        for log in logs.values():
+            log.unlink(missing_ok=True)  # of an earlier run
+        limit = self.limit(TESTS, BOARD_LEAST + SANITIZER)
+        running = {name: self._pytest(logs[name], files, "-k", expression) for name, expression in groups.items()}
+        statuses = self.finish(running, limit)
         for name in ("streams", "large"):
-            process = self._pytest(name, [f"tests/cuda/test_device_{name}.py"])
-            statuses |= self.finish({name: process}, min(LARGE, self.left(BOARD_LEAST + SANITIZER)))
+            limit = self.limit(LARGE, BOARD_LEAST + SANITIZER)
+            process = self._pytest(logs[name], [f"tests/cuda/test_device_{name}.py"])
+            statuses |= self.finish({name: process}, limit)
         for name, status in statuses.items():
-            last = _tail(WORK / f"tests-{name}.log", 1)
-            self.note(f"tests      {_word(status)}  {name}: {last[0] if last else ''}", bad=status != 0)
-        _join(self.out / "tests.log", [WORK / f"tests-{name}.log" for name in statuses])
+            last = "".join(_tail(logs[name], 1))
+            word = "NOTHING RAN" if status == 0 and " passed" not in last else _word(status)
+            self.note(f"tests      {word}  {name}: {last}", bad=status != 0)
+        _join(self.out / "tests.log", list(logs.values()))
         self.note(f"tests      {monotonic() - began:.0f} s")
 
-    def _pytest(self, name: str, files: list[str], *more: str) -> subprocess.Popen:
+    def _pytest(self, log: Path, files: list[str], *more: str) -> subprocess.Popen:
+        # -W default, where the project's own setting is "error": what other versions of libraries on that machine warn
+        # of is no fault of the kernels, and must not cost a run.
         options = ["-q", "-p", "no:cacheprovider", "-W", "default", "-m", "cuda", "--tb=short", "--maxfail=40"]
-        command = [sys.executable, "-m", "pytest", *options, "--durations=5", *more, *files]
-        return self.start(command, WORK / f"tests-{name}.log")
+        return self.start([sys.executable, "-m", "pytest", *options, "--durations=5", *more, *files], log)
 
     def sanitizer(self) -> None:
         began = monotonic()
@@ -119,11 +154,11 @@ class Stages:
         for name in TOOLS:
             options = ["--tool", name, "--error-exitcode", str(FOUND), "--print-limit", "20"]
             running[name] = self.start([tool, *options, *script], WORK / f"sanitizer-{name}.log")
-        statuses = self.finish(running, min(SANITIZER, self.left(BOARD_LEAST)))
+        statuses = self.finish(running, self.limit(SANITIZER, BOARD_LEAST))
         for name, status in statuses.items():
             log = WORK / f"sanitizer-{name}.log"
             text = "\n".join(_tail(log, 400))
-            if status not in (0, None) and "not supported" in text:
+            if status not in (0, None) and "device not supported" in text.lower():
                 self.note(f"sanitizer  {name}: it does not support this device")
                 continue
             said = [line for line in text.splitlines() if "SUMMARY" in line][-1:] if status in (0, FOUND) else []
@@ -135,41 +170,57 @@ class Stages:
 
     def board(self) -> None:
         began = monotonic()
-        seconds = min(BOARD, self.left(GRACE))
         log = self.out / "board.log"
-        before = set((ROOT / "benchmarks" / "results").glob("gpu-*.json"))
-        stamp = {path: path.stat().st_mtime for path in before}
-        process = self.start([sys.executable, "-m", "benchmarks.gpu", "run", "--minutes", f"{seconds / 60:.2f}"], log)
-        status = self.finish({"board": process}, self.left(8))["board"]
-        made = [
-            path
-            for path in (ROOT / "benchmarks" / "results").glob("gpu-*.json")
-            if path.stat().st_mtime > stamp.get(path, 0)
-        ]
-        for path in made:
-            if status is None:  # ended before it could draw
-                shown = self.start([sys.executable, "-m", "benchmarks.gpu", "report", str(path)], WORK / "report.log")
-                self.finish({"report": shown}, 7)
-            for suffix in (".json", ".md", ".png"):
-                if path.with_suffix(suffix).exists():
-                    shutil.copy2(path.with_suffix(suffix), self.out)
+        before = {path: path.stat().st_mtime_ns for path in self.out.glob("gpu-*.json")}
+        # It writes where the results belong, so that they are there whoever ends it.
+        command = [sys.executable, "-m", "benchmarks.gpu", "run", "--into", str(self.out)]
+        command += ["--minutes", f"{self.limit(BOARD, GRACE) / 60:.3f}"]
+        command += shlex.split(os.environ.get("NORMFAST_GPU_BOARD", ""))
+        status = self.finish({"board": self.start(command, log)}, self.limit(BOARD + GRACE, 8))["board"]
+        for path in self.out.glob("gpu-*.json"):
+            if path.stat().st_mtime_ns == before.get(path):
+                continue
+            table = path.with_suffix(".md")
+            if not table.exists() or table.stat().st_mtime_ns < path.stat().st_mtime_ns:  # ended before it could draw
+                command = [sys.executable, "-m", "benchmarks.gpu", "report", str(path)]
+                drawn = self.finish({"report": self.start(command, WORK / "report.log")}, DRAWING)["report"]
+                self.note(f"report     {_word(drawn)}, {path.name}", bad=drawn != 0)
         cells = sum(" GB/s " in line for line in _tail(log, 2000))
-        # Disagreements are told, and are no reason for another status than that of the tests.
-        self.note(f"board      {_word(status)}, {cells} cells, {monotonic() - began:.0f} s")
+        said = "" if status in (0, None) else "".join(f": {line}" for line in _tail(log, 1))
+        self.note(f"board      {_word(status)}, {cells} cells, {monotonic() - began:.0f} s{said}", bad=status != 0)
         print("\n".join(_tail(log, 45)))
 
     def run(self) -> int:
         began = monotonic()
-        for stage in (self.build, self.tests, self.sanitizer, self.board):
+        stages: list[tuple[Callable[[], None], float]] = [
+            (self.build, 150),
+            (self.tests, BOARD_LEAST + SANITIZER),
+            (self.sanitizer, BOARD_LEAST),
+            (self.board, GRACE),
+        ]
+        done = False
+        try:
+            for stage, reserve in stages:
+                self._try(stage, reserve)
+            done = True
+        finally:  # also when it is interrupted: nothing is left behind, and the summary says so
+            _end([p for p in self.started if p.poll() is None])
+            word = "INTERRUPTED" if not done else "FAILED" if self.failed else "ok"
+            self.note(f"all        {word}, {monotonic() - began:.0f} s")
+        print("\n" + "\n".join(self.lines) + f"\nLogs and results: {self.out}", flush=True)
+        return int(self.failed)
+
+    def _try(self, stage: Callable[[], None], reserve: float) -> None:
+        name = f"{stage.__name__:<10}"
+        if self.stop:
+            self.note(f"{name} NOT RUN: there is no build, or no device", bad=True)
+        elif self.limit(math.inf, reserve) == 0:
+            self.note(f"{name} NOT RUN: no time left", bad=True)
+        else:
             try:
                 stage()
             except Exception as error:
-                self.note(f"{stage.__name__}: {type(error).__name__}: {error}", bad=True)
-        self.lines.append(f"all        {'FAILED' if self.failed else 'ok'}, {monotonic() - began:.0f} s")
-        text = "\n".join(self.lines)
-        (self.out / "summary.txt").write_text(text + "\n")
-        print(f"\n{text}\nLogs and results: {self.out}", flush=True)
-        return int(self.failed)
+                self.note(f"{name} {type(error).__name__}: {error}", bad=True)
 
 
 def _word(status: int | None) -> str:
@@ -188,12 +239,16 @@ def _join(target: Path, parts: list[Path]) -> None:
     target.write_text("".join(f"==== {p.stem}\n" + "\n".join(_tail(p, 3000)) + "\n\n" for p in parts))
 
 
-def _end(process: subprocess.Popen) -> None:
-    """With all that it started, which shares its process group and no one else's."""
-    for number in (15, 9):  # the second also for what outlived its parent
-        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
-            os.killpg(process.pid, number)
-            process.wait(4)
+def _end(processes: list[subprocess.Popen]) -> None:
+    """With all that they started, which shares their process groups and no one else's."""
+    for number in (signal.SIGTERM, signal.SIGKILL):  # the second also for what outlived its parent
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+        until = monotonic() + PATIENCE
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, until - monotonic()))
 
 
 def _toolkit() -> Path | None:
@@ -201,27 +256,39 @@ def _toolkit() -> Path | None:
     found = shutil.which(os.environ.get("CUDACXX", "nvcc")) or shutil.which("nvcc")
     if found:
         return Path(found).resolve().parent
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    homes += sorted(map(str, Path("/usr/local").glob("cuda-*")), reverse=True)
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), str(LOCAL / "cuda")]
+    homes += sorted(map(str, LOCAL.glob("cuda-*")), reverse=True)
     homes += [str(p) for path in sys.path for p in Path(path or ".").glob("nvidia/cu1*")]
     return next((Path(h) / "bin" for h in homes if h and (Path(h) / "bin" / "nvcc").exists()), None)
 
 
 def _sanitizer(path: str) -> str | None:
     name = "compute-sanitizer"
-    places = [*Path("/usr/local").glob("cuda*/bin"), *Path("/usr/local").glob(f"cuda*/{name}")]
+    places = [*LOCAL.glob("cuda*/bin"), *LOCAL.glob(f"cuda*/{name}")]
     return shutil.which(name, path=os.pathsep.join([path, *map(str, places)]))
 
 
-def _architecture() -> str:
-    """Of this machine's GPU alone, which takes a fraction of the time of all."""
+def _architecture() -> tuple[str, bool]:
+    """Of this machine's GPU alone, which takes a fraction of the time of all; and whether that is known."""
     command = ["nvidia-smi", "--id=0", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
         text = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
-        return f"{int(text.strip().splitlines()[0].replace('.', ''))}-real"
+        return f"{int(text.strip().splitlines()[0].replace('.', ''))}-real", True
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return "90-real"
+        return "90-real", False
+
+
+def _minutes() -> float:
+    text = os.environ.get("NORMFAST_GPU_MINUTES") or str(MINUTES)
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not 0 < minutes < math.inf:
+        raise SystemExit(f"NORMFAST_GPU_MINUTES must be a positive number, got {text!r}")
+    return minutes
 
 
 if __name__ == "__main__":
-    sys.exit(Stages().run())
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    sys.exit(Stages(_minutes()).run())

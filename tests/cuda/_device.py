@@ -49,12 +49,15 @@ def _rehearse():
 
     if "host._cuda" in sys.modules:
         return
-    built = Path(os.environ["NORMFAST_CUDA_REHEARSAL"])  # or 1, and it is built
-    if built.suffix != ".so":
-        built = build_bindings.build(Path(__file__).parents[2] / "build" / f"bindings-{sys.implementation.cache_tag}")
-    spec = spec_from_file_location("host._cuda", built)
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = sys.modules.get("normfast._cuda")
+    if module is None or "host" not in module.config()["architectures"]:  # else it is the one that is installed
+        built = Path(os.environ["NORMFAST_CUDA_REHEARSAL"])  # or 1, and it is built
+        if built.suffix != ".so":
+            cache = f"bindings-{sys.implementation.cache_tag}"
+            built = build_bindings.build(Path(__file__).parents[2] / "build" / cache)
+        spec = spec_from_file_location("host._cuda", built)
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
     sys.modules["host._cuda"] = sys.modules["normfast._cuda"] = module
     for op in OPS:
         importlib.import_module(f"normfast.{op}")._core = module

@@ -63,6 +63,29 @@ def sources(substitutes=None):
 
 def build(variant="plain", *, substitutes=None, selftest=False):
     """The path of the library."""
+    texts, units, flags, headers, keys = _plan(variant, substitutes, selftest)
+    library = CACHE / f"{variant}-{_digest(*sorted(keys.values()))}.so"
+    if library.exists():
+        return library
+    with _tree(texts, [*headers, *units]) as tree:
+        # A mutated source may leave something unused.
+        strict = substitutes is None
+        objects = [_object(name, key, flags, tree, strict) for name, key in keys.items()]
+        made = Path(tree) / "library.so"
+        _run([*COMPILER, "-shared", *VARIANTS[variant], *map(str, objects), "-o", str(made), "-ldl"], tree)
+        made.replace(library)
+    return library
+
+
+def objects():
+    """What "plain" is linked from, without the functions for ctypes: the kernels for another library."""
+    texts, units, flags, headers, keys = _plan("plain", None, False)
+    with _tree(texts, [*headers, *units]) as tree:
+        return [_object(name, key, flags, tree, True) for name, key in keys.items() if name != RUNNER[1]]
+
+
+def _plan(variant, substitutes, selftest):
+    """Contents of all files, what is compiled, with which flags, the headers, a digest for each object."""
     texts = sources(substitutes)
     if selftest:
         units = list(RUNNER)
@@ -73,22 +96,18 @@ def build(variant="plain", *, substitutes=None, selftest=False):
     # A header belongs to every object: there are few of both.
     headers = {n: t for n, t in texts.items() if n.endswith((".h", ".cuh"))}
     common = _digest(_compiler_version(), " ".join([*COMPILER, *flags]), *(x for pair in headers.items() for x in pair))
-    keys = {name: _digest(common, name, texts[name]) for name in units}
-    library = CACHE / f"{variant}-{_digest(*sorted(keys.values()))}.so"
-    if library.exists():
-        return library
+    return texts, units, flags, headers, {name: _digest(common, name, texts[name]) for name in units}
+
+
+@contextlib.contextmanager
+def _tree(texts, names):
+    """A folder with these files, as in the repository."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as tree:
-        for name in [*headers, *units]:
+        for name in names:
             (Path(tree) / name).parent.mkdir(parents=True, exist_ok=True)
             (Path(tree) / name).write_bytes(texts[name])
-        # A mutated source may leave something unused.
-        strict = substitutes is None
-        objects = [_object(name, key, flags, tree, strict) for name, key in keys.items()]
-        made = Path(tree) / "library.so"
-        _run([*COMPILER, "-shared", *VARIANTS[variant], *map(str, objects), "-o", str(made), "-ldl"], tree)
-        made.replace(library)
-    return library
+        yield tree
 
 
 def _object(name, key, flags, tree, strict):

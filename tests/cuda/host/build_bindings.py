@@ -4,7 +4,8 @@
 
     python tests/cuda/host/build_bindings.py FOLDER
 
-writes the module into FOLDER. What has not changed since the last time there is not compiled again.
+writes the module into FOLDER. What has not changed since the last time there is not compiled again. Its kernels are
+plain loops, which log how they are called; `emulated(FOLDER)` links those of csrc/cuda and their emulation instead.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ HEADERS = [
     for header in (ROOT / folder).glob("*.h")
 ]
 FLAGS = ["-std=c++17", "-O1", "-g", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-ffp-contract=off"]
+MODULE = f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
 DEFINES = ["-DNPY_NO_DEPRECATED_API=NPY_2_0_API_VERSION", "-DNPY_TARGET_VERSION=NPY_2_0_API_VERSION"]
 
 
@@ -52,9 +54,21 @@ def build(folder: Path, extra: list[str] | None = None) -> Path:
     for source, target in zip(SOURCES, objects, strict=True):
         if not target.exists() or target.stat().st_mtime < max(newest, source.stat().st_mtime):
             run(["-c", str(source), "-o", str(target), *flags])
-    module = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    module = folder / MODULE
     if not module.exists() or module.stat().st_mtime < max(target.stat().st_mtime for target in objects):
         run(["-shared", "-o", str(module), *map(str, objects), *(extra or [])])
+    return module
+
+
+def emulated(folder: Path) -> Path:
+    """The same from what `build` left in the folder, with the kernels themselves: slow, and all of the backend."""
+    from host import build as kernels
+
+    build(folder)
+    own = [folder / f"{source.stem}.o" for source in SOURCES if source.stem != "plain_kernels"]
+    module = folder / "emulated" / MODULE
+    module.parent.mkdir(exist_ok=True)
+    run(["-shared", "-o", str(module), *map(str, [*own, *kernels.objects()]), "-ldl"])
     return module
 
 
