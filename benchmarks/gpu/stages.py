@@ -121,8 +121,6 @@ class Stages:
         # One process per norm: they share the host's CPUs, and a kernel that breaks its context breaks no other's.
         groups = {op: op for op in OPS} | {"rest": rest}
         logs = {name: WORK / f"tests-{name}.log" for name in (*groups, "streams", "large")}
-        for log in logs.values():
-            log.unlink(missing_ok=True)  # of an earlier run
         limit = self.limit(TESTS, BOARD_LEAST + SANITIZER)
         running = {name: self._pytest(logs[name], files, "-k", expression) for name, expression in groups.items()}
         statuses = self.finish(running, limit)
