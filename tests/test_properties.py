@@ -1,13 +1,14 @@
-"""Random shapes, axes, dtypes and strides against the reference; shift and scale invariance."""
+"""Random shapes, axes, dtypes and strides against the reference and PyTorch; shift and scale invariance."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import normfast as nf
-from _cases import Case
+from _cases import Case, batch
 from _checks import BF16, DTYPES, F16, F32, F64, assert_forward, assert_gradients, assert_same_bits, bits
 from normfast import reference
 
@@ -133,6 +134,67 @@ def test_against_the_reference(case, dtype, seed):
     for stat, value in zip(stats, exact, strict=True):
         assert stat.shape == value.shape
         np.testing.assert_allclose(stat, value, rtol=1e-6, atol=1e-6)
+
+
+def through_torch(torch, case, x, weight, bias):
+    """The norm of PyTorch on the same data: what is normalized or the channels moved to where it wants them."""
+    functional, rank = torch.nn.functional, len(case.shape)
+    if case.axis is not None:
+        axes = sorted(a % rank for a in (case.axis if isinstance(case.axis, tuple) else (case.axis,)))
+        last = list(range(rank - len(axes), rank))
+        moved, size = torch.movedim(x, axes, last), list(case.param_shape)
+        if case.op == "rms_norm":
+            return torch.movedim(functional.rms_norm(moved, size, weight, case.eps), last, axes)
+        return torch.movedim(functional.layer_norm(moved, size, weight, bias, case.eps), last, axes)
+    moved = torch.movedim(x, case.channel_axis, 1)
+    if case.op == "batch_norm":
+        running = (None, None) if case.training else map(torch.from_numpy, case.running(F64))
+        y = functional.batch_norm(moved, *running, weight, bias, case.training, 0.0, case.eps)
+    else:  # its instance norm refuses one cell, its group norm does not
+        y = functional.group_norm(moved, case.num_groups or moved.shape[1], weight, bias, case.eps)
+    return torch.movedim(y, 1, case.channel_axis)
+
+
+def agrees_with_torch(torch, case, x, dy, weight, bias, backward):
+    """y and all gradients, to what float64 leaves of the largest terms."""
+    tensors = [None if a is None else torch.from_numpy(a.copy()).requires_grad_() for a in (x, weight, bias)]
+    want = through_torch(torch, case, *tensors)
+    want.backward(torch.from_numpy(dy.copy()))
+    kw = {} if case.training else {"running": case.running(F64)}
+    y, mean, rstd = case.forward(x, weight, bias, return_stats=True, **kw)
+    np.testing.assert_allclose(y, want.detach().numpy(), rtol=1e-10, atol=1e-10)
+    size = max(1.0, rstd.max()) * np.abs(dy).max() * np.abs(weight).max() * x.size**0.5
+    for got, tensor in zip(backward(dy, x, mean, rstd, weight), tensors, strict=False):
+        np.testing.assert_allclose(got, tensor.grad.numpy(), rtol=1e-10, atol=1e-12 * size)
+
+
+@pytest.mark.slow
+@settings(max_examples=40)
+@given(cases(), seeds)
+def test_against_torch(case, seed):
+    """Autograd through another library's norms, in float64: a gradient that is wrong here and in the reference."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    if case.op in ("group_norm", "instance_norm"):  # PyTorch takes a single cell for a mistake
+        groups = case.num_groups or case.shape[case.channel_axis]
+        assume(np.prod(case.shape) > groups)
+    x, dy, weight, bias = (
+        case.x(F64, seed),
+        case.dy(F64, seed + 1),
+        case.weight(F64, seed + 2),
+        case.bias(F64, seed + 3),
+    )
+    agrees_with_torch(torch, case, x, dy, weight, bias, case.backward)
+
+
+@pytest.mark.slow
+def test_torch_would_notice():
+    """Negative control: the gradient with the statistics held constant."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    case = batch((6, 5, 7))
+    arrays = case.x(F64), case.dy(F64), case.weight(F64), case.bias(F64)
+    agrees_with_torch(torch, case, *arrays, case.backward)
+    with pytest.raises(AssertionError):
+        agrees_with_torch(torch, case, *arrays, case.with_(training=False).backward)
 
 
 @given(cases(), seeds, st.sampled_from([-1024.0, -3.0, 0.25, 64.0, 8192.0]))
