@@ -108,6 +108,57 @@ def test_running_arrays_may_be_strided():
     assert (room == 77).sum() == room.size - 10
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_running_arrays_may_be_byteswapped(dtype, order):
+    """They are read and written in the byte order that they have."""
+    case = CASES[0]
+    x, plain = case.x(), running_pair(5, np.dtype(dtype))
+    swapped = tuple(a.astype(order + dtype) for a in plain)
+    case.forward(x, running=plain)
+    case.forward(x, running=swapped)
+    assert_same_bits(tuple(a.astype(dtype) for a in swapped), plain)
+    evaluation = case.with_(training=False)
+    assert_same_bits(evaluation.forward(x, running=swapped), evaluation.forward(x, running=plain))
+
+
+def test_running_arrays_in_the_memory_of_a_strided_x():
+    """x is copied then, before anything is written: they are no part of what is read."""
+    room = data((6, 5, 14))
+    x, inside, plain = room[..., ::2], room.reshape(-1)[:10], running_pair(5, F32)
+    inside.reshape(2, 5)[...] = plain
+    want = nf.batch_norm(x.copy(), *plain, training=True)
+    assert_same_bits(nf.batch_norm(x, inside[:5], inside[5:], training=True), want)
+    assert_same_bits((inside[:5], inside[5:]), plain)
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16], ids=str)
+def test_running_arrays_of_16_bits_hold_every_number(dtype):
+    """Momentum 0 keeps each of the 65536, momentum 1 rounds what lies beyond them to infinity."""
+    every = np.arange(1 << 16, dtype=np.uint16).view(dtype)
+    running = every.copy(), np.ones(1 << 16, dtype)
+    with np.errstate(invalid="ignore"):  # NumPy's casts warn of NaN that signal
+        nf.batch_norm(np.zeros((2, 1 << 16), dtype), *running, training=True, momentum=0)
+        np.testing.assert_array_equal(running[0].astype(F64), every.astype(F64))
+    large = np.array([[1e4], [-1e4]] if dtype == F16 else [[1e30], [-1e30]], dtype)
+    nf.batch_norm(large, running[0][:1], running[1][:1], training=True, momentum=1)
+    assert running[0][0] == 0
+    assert np.isposinf(running[1][0].astype(F32))
+
+
+def test_no_channels():
+    """Nothing to reduce, in training with one value per channel too."""
+    none = np.zeros(0, F32)
+    for shape in ((1, 0), (4, 0), (4, 0, 3)):
+        for training in (True, False):
+            x = np.zeros(shape, F32)
+            y, mean, rstd = nf.batch_norm(x, none, none, none, none, training=training, return_stats=True)
+            assert y.shape == shape
+            assert mean.shape == rstd.shape == (0,)
+            gradients = nf.batch_norm_backward(x, x, mean, rstd, none, training=training)
+            assert [g.shape for g in gradients] == [shape, (0,), (0,)]
+
+
 def test_result_does_not_depend_on_running_statistics_in_training():
     case = CASES[0]
     x, weight, bias = case.x(), case.weight(), case.bias()

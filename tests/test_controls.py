@@ -12,7 +12,7 @@ import _child
 import normfast as nf
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 64, np.int64(5)])
+@pytest.mark.parametrize("count", [1, 2, 3, 64, 1024, np.int64(5)])
 def test_set_and_get(count, threads):
     """More threads than CPUs may be set."""
     assert threads(count) is None
@@ -40,8 +40,8 @@ def test_context_restores_after_an_exception(threads):
 
 @pytest.mark.parametrize(
     ("bad", "error"),
-    [(0, ValueError), (-1, ValueError), (10**30, ValueError), (1.5, TypeError), (2.0, TypeError), ("2", TypeError),
-     (None, TypeError), ([2], TypeError)],
+    [(0, ValueError), (-1, ValueError), (1025, ValueError), (10**30, ValueError), (1.5, TypeError), (2.0, TypeError),
+     ("2", TypeError), (None, TypeError), ([2], TypeError)],
 )  # fmt: skip
 def test_bad_counts(bad, error, threads):
     threads(3)
@@ -55,8 +55,9 @@ def test_bad_counts(bad, error, threads):
 
 @pytest.mark.parametrize(
     ("bad", "error"),
-    [(-1, ValueError), (10**30, ValueError), (1.5, TypeError), ("1", TypeError), (None, TypeError)],
-)
+    [(-1, ValueError), (10**30, ValueError), (-(10**30), ValueError), (1.5, TypeError), ("1", TypeError),
+     (None, TypeError)],
+)  # fmt: skip
 def test_bad_limits(bad, error, pool):
     limit = pool()["limit"]
     with pytest.raises(error, match=r"^set_pool_limit: nbytes must .*got") as caught:
@@ -81,6 +82,35 @@ REPORT = (
 
 def started_with(**env):
     return json.loads(_child.output(REPORT, **env))
+
+
+EACH = """
+import json, os, sys
+import numpy
+for environment in json.loads(sys.argv[1]):
+    if os.fork() == 0:
+        os.environ.update(environment)
+        import normfast as nf
+        print(json.dumps([nf.get_num_threads(), nf.show_config("dicts")["pool"]["limit"]]), flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no os.fork")
+def test_environment_that_makes_no_sense():
+    """What is no number counts as not given; of a list the first number counts, and there is a most of threads."""
+    threads = ["", "many", "0", "-3", "3x", "3 "]
+    limits = ["", "much", "-1", "7000000 bytes", "99999999999999999999999"]
+    environments = [
+        {"OMP_NUM_THREADS": "5,2,1"},
+        {"NORMFAST_NUM_THREADS": "100000"},
+        *({"NORMFAST_NUM_THREADS": text, "OMP_NUM_THREADS": "5"} for text in threads),
+        *({"NORMFAST_POOL_BYTES": text, "OMP_NUM_THREADS": "5"} for text in limits),
+    ]
+    found = [json.loads(line) for line in _child.output(EACH, json.dumps(environments)).splitlines()]
+    assert [n for n, _ in found] == [5, 1024] + [5] * (len(threads) + len(limits))
+    assert len({limit for _, limit in found}) == 1
 
 
 def test_threads_from_the_environment():

@@ -6,13 +6,18 @@ A message begins with the function's name, names the argument, and says what was
 from __future__ import annotations
 
 import re
+import sys
+import types
 
+import ml_dtypes
 import numpy as np
 import pytest
 from numpy.exceptions import AxisError
+from numpy.lib.stride_tricks import as_strided
 
 import normfast as nf
-from _checks import BF16, F16, F32, F64
+from _checks import BF16, F16, F32, F64, assert_same_bits
+from normfast import _core
 
 X = np.linspace(-1, 2, 96).reshape(4, 6, 4) ** 3
 X32 = X.astype(F32)
@@ -24,6 +29,10 @@ def zeros(*shape, dtype=F32):
 
 def ones(*shape, dtype=F32):
     return np.ones(shape, dtype)
+
+
+class Subclass(np.ndarray):
+    pass
 
 
 def read_only(a):
@@ -71,6 +80,7 @@ def table():
             (X.astype("M8[s]"), "datetime64"),
             (X.astype(np.longdouble), "longdouble|float128"),
             (np.zeros(X.shape, "f4,f4"), "void|f4"),
+            (X.astype(ml_dtypes.float8_e5m2), "float8_e5m2"),
         ]:
             yield f, {"x": bad}, TypeError, "x", rf"must .*got .*({name})"
         yield f, {"x": None}, TypeError, "x", "must .*got"
@@ -100,18 +110,22 @@ def table():
         yield f, {"out": [0.0]}, TypeError, "out", "must .*got list"
         yield f, {"out": (np.empty((4, 6, 4), F32),)}, TypeError, "out", "must .*got tuple"
         yield f, {"out": read_only(np.empty((4, 6, 4), F32))}, ValueError, "out", "must be writ.*got.*read"
+        # each row reaches into the next; then a column of one cell
+        for strides in ((64, 12, 4), (96, 16, 0)):
+            yield f, {"out": as_strided(zeros(200), X.shape, strides)}, ValueError, "out", "must not overlap itself"
     for f in WITH_BIAS:
         yield f, {"bias": ones(n(f) + 2)}, ValueError, "bias", rf"must have shape \({n(f)},\).*got \({n(f) + 2},\)"
         yield f, {"bias": ones(n(f), dtype=F16)}, TypeError, "bias", "must .*got float16"
         yield f, {"bias": ones(n(f), dtype=int)}, TypeError, "bias", "must .*got int64"
         yield f, {"weight": ones(n(f)), "bias": ones(n(f), 1)}, ValueError, "bias", rf"must .*got \({n(f)}, 1\)"
     for f in FORWARD:
+        yield f, {"return_stats": zeros(2)}, TypeError, "return_stats", "must be True or False, got .*ndarray"
         for bad in (-1e-5, float("nan"), float("inf"), -float("inf"), -1):
             yield f, {"eps": bad}, ValueError, "eps", "must .*got"
         for bad in ("1e-5", None, 1j, [1e-5], zeros(2)):
             yield f, {"eps": bad}, TypeError, "eps", "must .*got"
     for f in ("layer_norm", "rms_norm", "layer_norm_backward", "rms_norm_backward"):
-        for bad in (3, -4, 100, (0, 3), (1, -4)):
+        for bad in (3, -4, 100, (0, 3), (1, -4), 10**30, -(10**30)):
             yield f, {"axis": bad}, AxisError, "axis", "out of bounds|out of range"
         for bad in ((1, 1), (0, -3), (-1, 2)):
             yield f, {"axis": bad}, ValueError, "axis", ".*"
@@ -159,6 +173,18 @@ def batch_norm_table():
         for ddof in ("1", None, 0.5):
             yield f, {"training": training, "running_ddof": ddof}, TypeError, "running_ddof", "must .*got"
     yield f, {"running_mean": None, "running_var": None}, ValueError, "running_mean", "must .*"
+    yield f, {"training": zeros(2)}, TypeError, "training", "must be True or False, got .*ndarray"
+    # Two that are written must not lie in each other, nor in what is read.
+    twice, room = ones(9), X32.copy()
+    both = {"training": True, "running_mean": twice[:6], "running_var": twice[3:]}
+    yield f, both, ValueError, "running_mean", "must not overlap running_var, got"
+    for name in ("running_mean", "running_var"):
+        for other in ("weight", "bias"):
+            for kind in (np.ndarray, Subclass):
+                shared = {"training": True, name: twice[:6], other: twice[3:].view(kind)}
+                yield f, shared, ValueError, name, f"must not overlap {other}, got"
+        inside = {"training": True, name: room.reshape(-1)[7:13], "x": room}
+        yield f, inside, ValueError, name, "must not overlap x, got"
     for name in ("running_mean", "running_var"):
         yield f, {"training": True, name: read_only(ones(6))}, ValueError, name, "must be writ.*got.*read"
         yield f, {"training": True, name: [1.0] * 6}, TypeError, name, "must .*got list"
@@ -198,6 +224,8 @@ def backward_table():
         bad = {"mean": ones(*shape), "rstd": ones(*shape)}
         yield f, bad, ValueError, "mean", rf"must .*got .*{re.escape(str(shape)[:-1])}"
     yield f, {"rstd": ones(4, 2)}, ValueError, "rstd", r"must have shape \(4, 3\).*got \(4, 2\)"
+    none = {"x": zeros(4, 0, 4), "dy": zeros(4, 0, 4), "mean": ones(4, 2), "rstd": ones(4, 2)}
+    yield f, none, ValueError, "x", r"must have elements in every group, got shape \(4, 0, 4\)"
 
 
 def describe(case):
@@ -239,11 +267,16 @@ def test_the_documented_message():
 
 def test_axis_error_carries_the_axis():
     """As NumPy's own: `axis` and `ndim` are there for the caller who handles it."""
-    for call in (lambda: nf.layer_norm(X32, axis=5), lambda: nf.batch_norm(X32, training=True, channel_axis=-7)):
-        with pytest.raises(AxisError) as caught:
-            call()
-        assert isinstance(caught.value, ValueError)
-        assert isinstance(caught.value, IndexError)
+    for axis, said in [(5, 5), (-7, -7), (10**30, 2**63 - 1), (-(10**30), -(2**63))]:
+        for call in (
+            lambda a=axis: nf.layer_norm(X32, axis=a),
+            lambda a=axis: nf.batch_norm(X32, training=True, channel_axis=a),
+        ):
+            with pytest.raises(AxisError) as caught:
+                call()
+            assert (caught.value.axis, caught.value.ndim) == (said, 3)
+            assert isinstance(caught.value, ValueError)
+            assert isinstance(caught.value, IndexError)
 
 
 def test_one_value_per_channel():
@@ -320,6 +353,72 @@ def test_cuda_arrays_beside_host_arrays(kind):
     }.items():
         with pytest.raises(TypeError, match=rf"^\w+: {name} is on a CUDA device, but x is on the host; copy it"):
             call()
+
+
+class Exporter:
+    """A library's own array, which NumPy can read, and what it answers when it is asked for its device."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __array__(self, dtype=None, copy=None):
+        return X32.copy()
+
+    def __dlpack_device__(self):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    "answer", [(1, 0), (3, 0), (), [2, 0], 2, None, ("cuda", 0), RuntimeError("lost")], ids=lambda answer: repr(answer)
+)
+def test_whatever_is_not_on_a_cuda_device_is_read(answer):
+    """The CPU, pinned memory, answers that make no sense: NumPy reads the array, and no exception is left behind."""
+    assert_same_bits(nf.layer_norm(Exporter(answer)), nf.layer_norm(X32))
+
+
+def test_managed_memory_is_on_the_device():
+    with pytest.raises(TypeError, match=r"^layer_norm: weight is on a CUDA device"):
+        nf.layer_norm(X32, Exporter((13, 0)))
+
+
+def test_what_the_cuda_module_answers(monkeypatch):
+    """A call on a device goes to the function of the same name in `_cuda`, with all arguments; what that returns or
+    raises comes back, and so does what goes wrong when the module is loaded."""
+    x = OnDevice()
+    module = types.SimpleNamespace(layer_norm=lambda *arguments: arguments, rms_norm=lambda *_: 1 // 0)
+    monkeypatch.setitem(sys.modules, "normfast._cuda", module)
+    assert nf.layer_norm(x, axis=0, eps=0.5)[0] is x
+    assert nf.layer_norm(x, axis=0, eps=0.5)[1:] == (None, None, 0, 0.5, None, False)
+    with pytest.raises(ZeroDivisionError):
+        nf.rms_norm(x)
+    with pytest.raises(AttributeError, match="batch_norm"):
+        nf.batch_norm(x, training=True)
+
+    class Unloadable:
+        def find_spec(self, name, path=None, target=None):
+            if name == "normfast._cuda":
+                raise ImportError("libcudart.so: cannot open shared object file")
+
+    monkeypatch.delitem(sys.modules, "normfast._cuda")
+    monkeypatch.setattr(sys, "meta_path", [Unloadable(), *sys.meta_path])
+    with pytest.raises(ImportError, match=r"libcudart\.so"):
+        nf.layer_norm(x)
+
+
+def test_flags_are_what_python_takes_for_true():
+    for yes, no in [(1, 0), ("a", ""), (np.True_, np.False_), (ones(1), zeros(1))]:
+        assert len(nf.layer_norm(X32, return_stats=yes)) == 3
+        assert_same_bits(nf.layer_norm(X32, return_stats=no), nf.layer_norm(X32))
+
+
+def test_entry_points_count_their_arguments():
+    """The Python functions always give all; whoever calls the module itself gets no crash."""
+    for name, count in {"layer_norm": 7, "rms_norm_backward": 7, "batch_norm": 13, "config": 0}.items():
+        for given in (count - 1 if count else 1, count + 1):
+            with pytest.raises(TypeError, match=rf"^expected {count} positional arguments, got {given}$"):
+                getattr(_core, name)(*[X32] * given)
 
 
 def test_an_exception_of_the_input_comes_through():

@@ -74,6 +74,7 @@ def test_best_path_by_default():
     runnable = [path for path in ALL if missing(path) is None]
     plain = "import os; os.environ.pop('NORMFAST_ISA', None)\n" + WHICH
     assert _child.output(plain) == runnable[-1]
+    assert _child.output(WHICH, NORMFAST_ISA="") == runnable[-1]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])

@@ -51,6 +51,47 @@ def test_integers_become_float64(dtype):
     assert_same_bits(y, nf.layer_norm(x.astype(F64)))
 
 
+def test_integers_in_backward():
+    """x and dy of integers or booleans, each by itself or beside float64."""
+    x, dy = np.arange(35).reshape(5, 7) ** 2 % 11, np.arange(35).reshape(5, 7) % 3
+    _, mean, rstd = nf.layer_norm(x, return_stats=True)
+    want = nf.layer_norm_backward(dy.astype(F64), x.astype(F64), mean, rstd, needs=("x", "weight"))
+    for d, v in [(dy, x), (dy.astype(np.uint8), x.astype(F64)), (dy.astype(F64), x.astype(np.int16))]:
+        assert_same_bits(nf.layer_norm_backward(d, v, mean, rstd, needs=("x", "weight")), want)
+    ones = nf.layer_norm_backward(np.ones(x.shape), x, mean, rstd, needs=("weight",))
+    assert_same_bits(nf.layer_norm_backward(x > -1, x, mean, rstd, needs=("weight",)), ones)
+
+
+def test_no_axes():
+    """`axis=()` makes every cell a reduction of its own, as in `np.mean`; an array without dimensions has no others."""
+    for x in (layer((3, 5)).x(), np.float32(3)):
+        y, mean, rstd = nf.layer_norm(x, bias=F32.type(7), axis=(), return_stats=True)
+        assert_same_bits(y, np.full_like(x, 7))
+        assert_same_bits(mean, np.asarray(x, F64))
+        assert mean.shape == rstd.shape == np.shape(x)
+        np.testing.assert_allclose(rstd, 1e-5**-0.5, rtol=1e-15)
+        dy = np.full_like(x, 2)
+        dx, dweight, dbias = nf.layer_norm_backward(dy, x, mean, rstd, axis=(), needs=("x", "weight", "bias"))
+        assert_same_bits(dx, np.zeros_like(x))
+        assert dweight == 0
+        assert dbias == 2 * np.size(x)
+
+
+def test_gathered_axes_of_large_parts():
+    """Axes that are gathered, where one step along the longest kept axis is more than the buffer is meant to hold."""
+    case = layer((2, 3, 170_001), axis=(0, 2))
+    x, dy, weight, bias = case.x(), case.dy(), case.weight(), case.bias()
+    rows = np.ascontiguousarray(x.transpose(1, 0, 2))
+    y, mean, rstd = nf.layer_norm(x, weight, bias, axis=(0, 2), return_stats=True)
+    want = nf.layer_norm(rows, weight, bias, axis=(1, 2), return_stats=True)
+    assert_same_bits((y.transpose(1, 0, 2), mean, rstd), (want[0], *(s.reshape(1, 3, 1) for s in want[1:])))
+    dx = nf.layer_norm_backward(dy, x, mean, rstd, weight, axis=(0, 2), needs=("x",))[0]
+    other = nf.layer_norm_backward(
+        np.ascontiguousarray(dy.transpose(1, 0, 2)), rows, *want[1:], weight, axis=(1, 2), needs=("x",)
+    )
+    assert_same_bits(dx.transpose(1, 0, 2), other[0])
+
+
 def test_array_likes():
     """Lists, tuples, and objects with `__array__`."""
     rows = [[1.0, 2.0, 4.0], [3.0, -1.0, 0.5]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import as_strided
 
 import normfast as nf
 from _cases import LAYOUTS, batch, data, group, instance, layer, rms
@@ -127,6 +128,8 @@ def overlapping(shape):
     square = data(shape)
     yield square, square[::-1]
     yield square, square[..., ::-1]
+    twice = data((2 * shape[0], *shape[1:]))
+    yield twice[: shape[0]], twice[1 : shape[0] + 1][::-1]  # begins where x ends, and goes back into it
     both = data((*shape[:-1], shape[-1] * 2))
     yield both[..., : shape[-1]], both[..., 1 : 1 + shape[-1]]
 
@@ -143,6 +146,34 @@ def test_overlap_is_refused(case):
         with pytest.raises(ValueError, match=rf"^{case.op}_backward: out must .*got"):
             case.backward(x, case.x(), *stats, out=out)
         assert_same_bits((x, out), before)
+
+
+def test_what_is_too_hard_to_tell_is_refused():
+    """Whether these two share a cell is a knapsack problem that NumPy gives up: the cautious answer is yes."""
+    room, shape = np.zeros(1 << 22, F32), (12, 12, 12, 12)
+    x = as_strided(room, shape, (26024, 308977, 330369, 184788))
+    out = as_strided(room[209_785:], shape, (34336, 2856, 224, 4))
+    with pytest.raises(np.exceptions.TooHardError):
+        np.shares_memory(out, x, 100_000)
+    with pytest.raises(ValueError, match=r"^layer_norm: out must be x itself or not overlap it"):
+        nf.layer_norm(x, out=out)
+
+
+def test_the_memory_of_x_as_another_dtype_is_refused():
+    """x of integers is computed in float64: out in its place would be read as it is written."""
+    x = np.arange(35).reshape(5, 7) ** 2
+    with pytest.raises(ValueError, match=r"^layer_norm: out must be x itself or not overlap it"):
+        nf.layer_norm(x, out=x.view(F64))
+    assert_same_bits(x, np.arange(35).reshape(5, 7) ** 2)
+
+
+def test_no_stride_matters_along_an_axis_of_one_or_no_cells():
+    """NumPy gives an axis that it inserts a stride of 0: that is no overlap of out with itself."""
+    x, out = data((1, 33)), np.empty(33, F32)[np.newaxis]
+    assert nf.layer_norm(x, out=out) is out
+    assert_same_bits(out, nf.layer_norm(x))
+    empty = as_strided(np.zeros(1, F32), (0, 8), (0, 0))
+    assert nf.layer_norm(np.zeros((0, 8), F32), out=empty) is empty
 
 
 def test_transposed_overlap_is_refused():

@@ -209,6 +209,39 @@ def test_a_worker_that_slept_is_woken():
     assert _child.output(AWAKE, OPENBLAS_NUM_THREADS="1") == "[True]\nTrue"
 
 
+MOVED = """
+import os, time
+import numpy as np
+import normfast as nf
+
+nf.set_num_threads(2)
+x = np.ones((2048, 1024), np.float32)
+allowed = os.sched_getaffinity(0)
+nf.layer_norm(x, out=x)
+(worker,) = [int(t) for t in os.listdir("/proc/self/task") if int(t) != os.getpid()]
+for _ in range(3):
+    taken = set()
+    while not taken:  # until it has fallen asleep: it then keeps off its caller's processor
+        time.sleep(0.01)
+        taken = allowed - os.sched_getaffinity(worker)
+    os.sched_setaffinity(worker, taken)  # somebody else decides, and leaves it one processor only
+    for _ in range(20):
+        nf.layer_norm(x, out=x)
+        time.sleep(0.002)  # asleep and awake again
+    assert os.sched_getaffinity(worker) == taken
+    os.sched_setaffinity(worker, allowed)
+    nf.layer_norm(x, out=x)
+print("kept")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="moves a thread by its number from /proc")
+@pytest.mark.skipif(len(getattr(os, "sched_getaffinity", lambda _: "")(0)) < 2, reason="needs two CPUs")
+def test_a_worker_that_somebody_else_has_moved_stays_there():
+    """Whoever wakes it gives back only what it has taken itself: `return_` and `leave` look first."""
+    assert _child.output(MOVED, OPENBLAS_NUM_THREADS="1") == "kept"
+
+
 def test_the_comparison_notices_one_cell():
     """Negative control: one cell moved to the next number is seen, in every dtype and result."""
     for dtype in DTYPES:
