@@ -13,7 +13,7 @@ SOURCES := pyproject.toml CMakeLists.txt \
   $(shell find csrc python -type f -not -name '*.py[co]' -not -name '*.so')
 CXX_FILES := $(shell find csrc tests benchmarks/gpu -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help test proof asan tsan lint format bench bench-check instructions gpu accuracy demo peers clean
+.PHONY: help test proof asan tsan coverage fuzz lint format bench bench-check instructions gpu accuracy demo peers clean
 
 help:  ## say what there is
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -35,11 +35,31 @@ asan tsan: %san: $(STAMPS)/package $(STAMPS)/test  ## the tests under AddressSan
 	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
 	$(BIN)/cmake --build build/$@
 	mkdir -p build/$@/site/normfast
-	cp build/$@/_core*.so python/normfast/*.py build/$@/site/normfast/
+	cp build/$@/_core*.so python/normfast/*.py* python/normfast/py.typed build/$@/site/normfast/
 	LD_PRELOAD="$$(gcc -print-file-name=$(RUNTIME)) $$(gcc -print-file-name=libstdc++.so)" PYTHONPATH=build/$@/site \
 	  NORMFAST_CODE_PATHS=$(CODE_PATH) \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	  $(BIN)/python -m pytest -m "not slow" -p no:cacheprovider --ignore tests/cuda $(TESTS)
+
+coverage: $(STAMPS)/package $(STAMPS)/test  ## branch coverage of bindings, dispatch, threads and memory; half an hour
+	$(BIN)/python -m pip install --quiet "gcovr>=8.8"
+	$(BIN)/cmake --preset $@ -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DNORMFAST_CUDA=OFF \
+	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
+	$(BIN)/cmake --build build/$@
+	find build/$@ -name '*.gcda' -delete
+	mkdir -p build/$@/site/normfast
+	cp build/$@/_core*.so python/normfast/*.py* python/normfast/py.typed build/$@/site/normfast/
+	cp tests/coverage/sitecustomize.py build/$@/site/
+	PYTHONPATH=build/$@/site $(BIN)/python -m pytest -p no:cacheprovider --ignore tests/cuda \
+	  --ignore tests/test_instructions.py --ignore tests/test_readme.py tests
+	$(BIN)/gcovr --config tests/coverage/gcovr.cfg --root . --txt-metric branch \
+	  --object-directory build/$@ build/$@/CMakeFiles/_core.dir/csrc --txt-summary
+
+fuzz: $(STAMPS)/package $(STAMPS)/test  ## fuzz the public functions for ten minutes, guided by atheris where it installs
+	-$(BIN)/python -m pip install --quiet atheris
+	mkdir -p build/fuzz
+	$(BIN)/python tests/fuzz/fuzz_api.py --seconds 600 --seed $$(date +%s) \
+	  $$($(BIN)/python -c 'import atheris' 2> /dev/null && echo --guided build/fuzz/corpus)
 
 lint: $(STAMPS)/lint  ## ruff, mypy in strict mode, clang-format
 	$(BIN)/ruff check .
@@ -73,7 +93,7 @@ demo: $(STAMPS)/package $(STAMPS)/demo  ## train networks on handwritten digits;
 	$(BIN)/python -m examples.digits
 
 peers: $(STAMPS)/package  ## install what the board compares against: PyTorch, Numba, JAX, ONNX Runtime, oneDNN
-	$(BIN)/python -m pip install torch==2.13.0 numba jax onnxruntime onnx onednn-devel
+	$(BIN)/python -m pip install torch==2.13.0 numba jax onnxruntime onnx onednn-devel scikit-learn
 
 clean:  ## remove .venv and all build products
 	rm -rf .venv build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

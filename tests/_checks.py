@@ -27,7 +27,8 @@ def stat_dtype(dtype):
 def ulp(values, dtype):
     """Distance between neighbours of `dtype` at the size of `values`."""
     digits, least = _FORMAT[np.dtype(dtype)]
-    _, exponent = np.frexp(np.abs(exact(values)))
+    fraction, exponent = np.frexp(np.abs(exact(values)))
+    exponent = np.where(fraction == 0, least, exponent)  # of 0 it would be that of 0.5
     return np.ldexp(LD(1), np.maximum(exponent - 1, least) - (digits - 1))
 
 

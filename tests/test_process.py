@@ -6,7 +6,6 @@ controls that change while others call in `test_threads.py`.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from importlib.util import find_spec
 
@@ -98,15 +97,9 @@ class TestSubinterpreters:
     def test_after_the_main_interpreter(self, tmp_path):
         assert self.said("main", tmp_path / "said") == "ImportError"
 
-    @pytest.mark.xfail(
-        sys.version_info < (3, 12),
-        reason="pybind11 waits for the lock of the interpreters, which its own thread holds",
-        raises=subprocess.TimeoutExpired,
-        strict=True,
-    )
     def test_before_the_main_interpreter(self, tmp_path):
-        right = nf.layer_norm(np.arange(3.0)).tolist()
-        assert self.said("sub", tmp_path / "said", timeout=20) in ("ImportError", str(right))
+        """Python 3.11 waited for itself for ever."""
+        assert self.said("sub", tmp_path / "said") == "ImportError"
 
 
 # ---- files in memory

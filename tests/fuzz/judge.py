@@ -212,7 +212,8 @@ def check_values(call, results, after):
 def widened(case, x, want, values):
     """The exact results with a larger ulp: of max |xhat| * max |weight| + max |bias|.
 
-    Promised is that of max (|xhat * weight| + |bias|), for which see test_weights_of_many_sizes.
+    Promised is that of max (|xhat * weight| + |bias|), which docs/numerics.md takes back for few cells whose weights
+    differ by a thousand and more.
     """
     g, weight, bias = case.geometry, values.get("weight"), values.get("bias")
     d = np.abs(g.rows(x) - (want.mean.reshape(-1, 1) if case.has_mean else 0)).max(axis=1, keepdims=True)
@@ -254,8 +255,6 @@ def check_forward(call, x, results, after):
     want = case.exact_forward(x, values.get("weight"), values.get("bias"), eps=eps, running=running)
     far = (np.abs(want.mean) > 1e4 * np.sqrt(want.var)) & (want.var > 0)
     if x.dtype == F64 and far.any():  # further from zero than is promised for float64
-        return
-    if x.dtype == F64 and case.axis is None and case.channel_axis % x.ndim != 1:  # test_float64_channels_last
         return
     assert_forward(native(results[0]), widened(case, x, want, values))
     if len(results) > 1 and running is None and np.isfinite(exact(want.rstd)).all():
