@@ -70,8 +70,8 @@ NF_HD bool fits_single_backward(double mean, double rstd) {
   return !(fabs(mean) > 1e37) && !(rstd > 1e16 && rstd < HUGE_VAL) && !(rstd < 1e-16);
 }
 
-// The number that is subtracted from x before anything is multiplied: the mean, to within a thousandth of the spread,
-// on a grid of that step. It has few bits, so the subtraction is exact for most cells, and the rest of the mean, which
+// The number that is subtracted from x before anything is multiplied: the mean, to within 2^-15 of the spread, on a
+// grid of twice that step. It has few bits, so the subtraction is exact for most cells, and the rest of the mean, which
 // goes into the constant of the map, is so small that its rounding is too: errors stay in proportion to the cells, and
 // weights may differ by large factors. Where the cells tell of no spread - constant ones, or nearly, beside eps - and
 // where `var` is not given as theirs, it is the mean itself, rounded: x - hi is 0 for constant cells.
@@ -81,7 +81,7 @@ template <class C> NF_HD C centre(double mean, double var, double rstd) {
   u = (uint64_t(0x7fe) << 52) - (u & (uint64_t(0x7ff) << 52));
   double spread;  // the power of two above
   std::memcpy(&spread, &u, 8);
-  const double magnet = spread * 0x1.8p42;  // adding and subtracting 1.5 * 2^52 steps of spread / 2^10 rounds to them
+  const double magnet = spread * 0x1.8p38;  // adding and subtracting 1.5 * 2^52 steps of spread / 2^14 rounds to them
   const double k = (mean + magnet) - magnet;
   return static_cast<C>((var * rstd * rstd > 0.5) & (mean * mean < var * 0x1p40) ? k : mean);
 }

@@ -137,7 +137,7 @@ def child(code, shim, *arguments, **env):
     return _child.output(code, shim, *arguments, LD_PRELOAD=str(shim), timeout=900, **env)
 
 
-@pytest.mark.parametrize("kinds", ["heap", "maps", "both"])
+@pytest.mark.parametrize("kinds", ["maps", "both"])
 def test_memory(shim, kinds):
     """Every entry point, each failure alone and from then on, with a pool and without."""
     total = json.loads(child(MEMORY, shim, kinds))

@@ -90,6 +90,7 @@ assert wait(child(work)) == 0
     _child.output(HEAD + code)
 
 
+@pytest.mark.slow
 def test_while_other_threads_compute():
     """A fork in the middle of somebody's call: the lock it holds, the job it began, are not there in the child."""
     code = """

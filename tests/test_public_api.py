@@ -210,6 +210,7 @@ def mypy(*arguments, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_package_is_typed(tmp_path):
     assert (PACKAGE / "py.typed").exists()
     done = mypy("-p", "normfast", tmp_path=tmp_path)
@@ -258,6 +259,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.slow
 def test_types_that_a_caller_sees(tmp_path):
     if sys.version_info < (3, 11):
         pytest.skip("typing.assert_type is new in Python 3.11")
