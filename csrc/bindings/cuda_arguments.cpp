@@ -6,7 +6,7 @@
 namespace nf::cuda {
 
 InputX take_input(Call& call, PyObject* obj) {
-  InputX x{call.take("x", obj), {Ref(), {}, DType::f64, false}};
+  InputX x{call.take("x", obj), {Ref(), Ref(), {}, DType::f64, false}};
   const Array& a = x.array;
   if (a.unknown)
     fail(PyExc_TypeError, "%s: x must be of a floating dtype (float16, bfloat16, float32, float64) or integer, got %S",
