@@ -143,6 +143,7 @@ def signals(deliveries):
 
 def interrupt(times):
     """Ctrl-C while a call writes to three arrays: when KeyboardInterrupt comes it has written all of them or none."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     nf.set_num_threads(2)
     x = np.resize(layer((64, 2048)).x(F32), (4096, 64, 32))
     out, mean, var = np.empty_like(x), np.empty(64), np.empty(64)
@@ -177,7 +178,9 @@ def interrupt(times):
             call()
             returned = True
             thread.join()
-            time.sleep(100)
+            for _ in range(1000):  # not one long sleep: a signal may come just before it
+                time.sleep(0.1)
+            raise AssertionError("the interrupt never came")
         except KeyboardInterrupt:
             pass
         thread.join()
