@@ -373,6 +373,7 @@ def test_interrupted(machine, number):
         **machine.command(STAND_INS=json.dumps({"pytest rest": "hang"})),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
     ) as process:
         while not machine.hangs():
             assert process.poll() is None
@@ -415,6 +416,7 @@ def rehearsed(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_the_tests_on_emulated_kernels(rehearsed):
     _, done, lines = rehearsed
     assert "device     ok  host memory (0.0), host memory (1.0); normfast " in "\n".join(lines), done.stdout
@@ -428,6 +430,7 @@ def test_the_tests_on_emulated_kernels(rehearsed):
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_the_board_on_emulated_kernels(rehearsed):
     machine, done, lines = rehearsed
     (told,) = (line for line in lines if line.startswith("board"))
@@ -467,6 +470,7 @@ def test_the_board_on_emulated_kernels(rehearsed):
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_a_board_that_got_nowhere_is_drawn(rehearsed, tmp_path):
     """It may be ended before its first cell."""
     machine, *_ = rehearsed
