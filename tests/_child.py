@@ -1,10 +1,12 @@
-"""Runs Python code in a fresh interpreter: environment variables, forks and peak memory need one of their own."""
+"""Runs Python code in a fresh interpreter, or in a fork: environment and peak memory need one of their own."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -26,3 +28,28 @@ def output(code, *args, **kw):
     done = spawn(code, *args, **kw)
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout.strip()
+
+
+def forked(work):
+    """Forks; the child's exit status is 0 where `work()` is true, 2 where it is not, 1 for an error."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            code = 0 if work() else 2
+        finally:
+            os._exit(code)
+    return pid
+
+
+def ended(pid, seconds=60):
+    """Exit status of a child; one that hangs must fail the test, not stall it."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGABRT)  # faulthandler tells where it was
+    os.waitpid(pid, 0)
+    return "hangs"

@@ -31,6 +31,7 @@ import numpy as np
 import normfast as nf
 from _cases import batch, group, instance, layer, rms
 from _checks import DTYPES, F32, nudged
+from _child import ended, forked
 
 MB = 1 << 20
 LIBC = ctypes.CDLL(None)
@@ -205,25 +206,13 @@ class Run:
 
     def fork(self, seed):
         """The child computes with other numbers of threads than its parent; every third has a child of its own."""
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                code = 0 if self.in_child(seed, depth=0) else 2
-            finally:
-                os._exit(code)
-        deadline = time.monotonic() + self.patience
-        while (done := os.waitpid(pid, os.WNOHANG))[0] == 0:
-            if time.monotonic() > deadline:
-                os.kill(pid, signal.SIGABRT)  # faulthandler tells where it was
-                os.waitpid(pid, 0)
-                self.wrong.append("a child hangs")
-                return
-            time.sleep(0.002)
+        status = ended(forked(lambda: self.in_child(seed, depth=0)), self.patience)
+        if status == "hangs":
+            self.wrong.append("a child hangs")
+            return
         self.counts["forks"] += 1
-        code = os.waitstatus_to_exitcode(done[1])
-        if code != 0:
-            self.wrong.append(f"a child ended with {code}")
+        if status != 0:
+            self.wrong.append(f"a child ended with {status}")
 
     def in_child(self, seed, depth):
         rng = np.random.default_rng(seed)
@@ -236,10 +225,7 @@ class Run:
         if "child" in self.faults and self.counts["forks"] == 0:
             return False
         if depth == 0 and seed % 3 == 0:
-            pid = os.fork()
-            if pid == 0:
-                os._exit(0 if self.in_child(seed + 1, depth=1) else 2)
-            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+            return ended(forked(lambda: self.in_child(seed + 1, depth=1)), self.patience) == 0
         return True
 
     # ------------------------------------------------------------ counting

@@ -20,6 +20,7 @@ import numpy as np
 import normfast as nf
 from _cases import batch, group, layer
 from _checks import F32, bits, same_bits
+from _child import ended, forked
 
 # Large enough that every call releases the GIL and is shared among threads.
 CASES = [layer((1031, 1031)), group((5, 24, 93, 91), 6), batch((7, 19, 89, 87))]
@@ -68,30 +69,6 @@ class Work:
             return sum(done)
 
         return stop
-
-
-def ended(pid, seconds=600):
-    """Exit status of a child; one that hangs must fail the test, not stall it."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.002)
-    os.kill(pid, signal.SIGABRT)
-    os.waitpid(pid, 0)
-    return "hangs"
-
-
-def forked(work):
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            code = 0 if work() else 2
-        finally:
-            os._exit(code)
-    return ended(pid)
 
 
 # ---- signals
@@ -249,10 +226,13 @@ def forks(times):
                 return False
         return True
 
+    def family():
+        return all_counts() and ended(forked(all_counts), seconds=300) == 0
+
     def fork():
         for _ in range(int(times)):
             time.sleep(r.random() * 0.02)
-            statuses.append(forked(lambda: all_counts() and forked(all_counts) == 0))
+            statuses.append(ended(forked(family), seconds=600))
 
     thread = threading.Thread(target=fork)
     thread.start()
@@ -266,7 +246,7 @@ def spawns(times):
     stop = work.busy(3)
     for _ in range(int(times)):
         pid = os.posix_spawn("/bin/true", ["true"], os.environ)
-        assert ended(pid) == 0
+        assert ended(pid, seconds=600) == 0
         assert subprocess.run(["/bin/echo", "right"], capture_output=True, check=True).stdout == b"right\n"
     print(stop())
 

@@ -18,6 +18,7 @@ import numpy as np
 import normfast as nf
 from _cases import batch, layer
 from _checks import same_bits
+from _child import ended, forked
 CASES = [layer((1031, 1031)), batch((7, 19, 89, 87))]
 nf.set_num_threads(3)
 
@@ -31,27 +32,6 @@ def everything():
 
 def right(results):
     return all(same_bits(a, b) for a, b in zip(results, want, strict=True))
-
-def wait(pid, seconds=60):
-    # A child that hangs must fail the test, not stall it.
-    for _ in range(seconds * 100):
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(pid, 9)
-    os.waitpid(pid, 0)
-    return "hangs"
-
-def child(work):
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            code = 0 if work() else 2
-        finally:
-            os._exit(code)
-    return pid
 """
 
 
@@ -61,7 +41,7 @@ def test_after_use():
 want = everything()
 for _ in range(5):
     everything()
-    assert wait(child(lambda: right(everything()))) == 0
+    assert ended(forked(lambda: right(everything()))) == 0
     assert right(everything())
 """
     _child.output(HEAD + code)
@@ -73,7 +53,7 @@ def work():
     global want
     want = everything()
     return right(everything())
-assert wait(child(work)) == 0
+assert ended(forked(work)) == 0
 want = everything()
 assert right(everything())
 """
@@ -84,8 +64,8 @@ def test_grandchildren():
     code = """
 want = everything()
 def work():
-    return right(everything()) and wait(child(lambda: right(everything()))) == 0 and right(everything())
-assert wait(child(work)) == 0
+    return right(everything()) and ended(forked(lambda: right(everything()))) == 0 and right(everything())
+assert ended(forked(work)) == 0
 """
     _child.output(HEAD + code)
 
@@ -105,7 +85,7 @@ threads = [threading.Thread(target=busy) for _ in range(3)]
 for t in threads:
     t.start()
 for _ in range(12):
-    assert wait(child(lambda: right(everything()))) == 0
+    assert ended(forked(lambda: right(everything()))) == 0
 stop.set()
 for t in threads:
     t.join()
@@ -126,7 +106,7 @@ def work():
     ok = right(everything()) and same_bits(kept, want[0])
     del globals()["kept"]
     return ok and nf.get_num_threads() == 2
-assert wait(child(work)) == 0
+assert ended(forked(work)) == 0
 assert nf.get_num_threads() == 3
 assert nf.show_config("dicts")["pool"]["limit"] > 0
 assert right(everything())
@@ -146,7 +126,7 @@ def work():
     for t in threads:
         t.join()
     return results == [True] * 4
-assert wait(child(work)) == 0
+assert ended(forked(work)) == 0
 """
     _child.output(HEAD + code)
 
@@ -169,9 +149,9 @@ def test_the_harness_notices_a_hang_and_an_error():
     """Negative control."""
     code = """
 want = everything()
-assert wait(child(lambda: time.sleep(60)), seconds=1) == "hangs"
-assert wait(child(lambda: False)) == 2
+assert ended(forked(lambda: time.sleep(60)), seconds=1) == "hangs"
+assert ended(forked(lambda: False)) == 2
 want[0][0, 0] += 1
-assert wait(child(lambda: right(everything()))) == 2
+assert ended(forked(lambda: right(everything()))) == 2
 """
     _child.output(HEAD + code)
