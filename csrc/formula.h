@@ -70,11 +70,11 @@ NF_HD bool fits_single_backward(double mean, double rstd) {
   return !(fabs(mean) > 1e37) && !(rstd > 1e16 && rstd < HUGE_VAL) && !(rstd < 1e-16);
 }
 
-// The number that is subtracted from x before anything is multiplied: the mean, to within 2^-15 of the spread, on a
-// grid of twice that step. It has few bits, so the subtraction is exact for most cells, and the rest of the mean, which
-// goes into the constant of the map, is so small that its rounding is too: errors stay in proportion to the cells, and
-// weights may differ by large factors. Where the cells tell of no spread - constant ones, or nearly, beside eps - and
-// where `var` is not given as theirs, it is the mean itself, rounded: x - hi is 0 for constant cells.
+// The number that is subtracted from x before anything is multiplied: the mean, rounded to steps of 2^-14 of the spread
+// (of the power of two above it). It has few bits, so the subtraction is exact for most cells, and the rest of the mean,
+// which goes into the constant of the map, is so small that its rounding is too: errors stay in proportion to the cells,
+// and weights may differ by large factors. Where the cells tell of no spread - constant ones, or nearly, beside eps -
+// and where `var` is not given as theirs, it is the mean itself, rounded: x - hi is 0 for constant cells.
 template <class C> NF_HD C centre(double mean, double var, double rstd) {
   uint64_t u;
   std::memcpy(&u, &rstd, 8);

@@ -20,7 +20,7 @@ template <class T> struct ForwardStats {
     }
     const double var = param<double>(a.var, i);
     *rstd = rstd_given(var, a.eps);
-    // The variance is not that of these cells, so the mean may not go into the constant of the map (see centre).
+    // The variance is not that of these cells: the 0 makes `centre` take the mean itself.
     return {param<double>(a.mean, i), 0, 0, true};
   }
   __device__ __forceinline__ void write(int64_t i) const {
