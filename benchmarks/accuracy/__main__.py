@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import json
 import sys
 from pathlib import Path
@@ -36,8 +37,7 @@ def measure(most: int, processes: int) -> dict:
         "libraries": libraries,
         "seed": "of each sample: its number and the CRC-32 of its label",
     }
-    follow = lambda done, total: track(done, description="measuring", total=total)  # noqa: E731
-    content |= sweep.run(list(libraries), most, processes, follow)
+    content |= sweep.run(list(libraries), most, processes, functools.partial(track, description="measuring"))
     content["seconds"] = round((datetime.datetime.now(datetime.timezone.utc) - start).total_seconds())
     return content
 

@@ -155,7 +155,7 @@ def run(libraries: list[str], most: int, processes: int, follow: Callable) -> di
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_quiet) as pool:
         futures = [pool.submit(function, *arguments) for function, arguments in todo]
-        for _ in follow(as_completed(futures), len(futures)):
+        for _ in follow(as_completed(futures), total=len(futures)):
             pass
     for future in futures:
         for section, rows in future.result().items():
