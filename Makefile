@@ -13,7 +13,7 @@ SOURCES := pyproject.toml CMakeLists.txt \
   $(shell find csrc python -type f -not -name '*.py[co]' -not -name '*.so')
 CXX_FILES := $(shell find csrc tests benchmarks/gpu -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help test proof asan tsan coverage fuzz lint format bench bench-check instructions gpu accuracy demo peers clean
+.PHONY: help test proof asan tsan coverage fuzz mutants lint format bench bench-check instructions gpu accuracy demo peers clean
 
 help:  ## say what there is
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -60,6 +60,9 @@ fuzz: $(STAMPS)/package $(STAMPS)/test  ## fuzz the public functions for ten min
 	mkdir -p build/fuzz
 	$(BIN)/python tests/fuzz/fuzz_api.py --seconds 600 --seed $$(date +%s) \
 	  $$($(BIN)/python -c 'import atheris' 2> /dev/null && echo --guided build/fuzz/corpus)
+
+mutants: $(STAMPS)/package $(STAMPS)/test  ## change the library in 200 small ways: do the tests notice? an hour and more
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/_mutation.py --sample 200 --seed 1 --out build/mutants.json
 
 lint: $(STAMPS)/lint  ## ruff, mypy in strict mode, clang-format
 	$(BIN)/ruff check .
