@@ -198,8 +198,8 @@ class ParamGradient {
   Ref finish();  // null where not wanted
 
  private:
-  Ref array_;
-  const int* permutation_ = nullptr;
+  Ref array_, view_, result_;  // what the kernel writes, the same in the caller's order, and a copy of that in C order:
+                               // the latter two where the orders differ
   DType type_ = DType::f64;
 };
 
@@ -207,7 +207,15 @@ class ParamGradient {
 void fill_stat(const Ref& stat, const double* values);
 bool arrays_overlap(PyArrayObject* a, PyArrayObject* b);
 
-PyObject* build_results(Ref* items, int count);
+// The tuple of several results. It is made before anything is written, since filling it cannot fail.
+class Results {
+ public:
+  explicit Results(int count) : tuple_(Ref::checked(PyTuple_New(count))) {}
+  PyObject* fill(Ref* items);  // None for what is null
+
+ private:
+  Ref tuple_;
+};
 
 // Releases the GIL around work that takes long enough to be worth it.
 constexpr size_t gil_threshold = 256 << 10;

@@ -100,6 +100,7 @@ PyObject* batch_norm(PyObject*, PyObject* const* a, Py_ssize_t) {
     const size_t channels = size_t(p.channels);
     std::optional<NextRunning> next_mean, next_var;
     if (training && given) next_mean.emplace(rm, p.channels), next_var.emplace(rv, p.channels);
+    Results results(stats ? 3 : 0);
     Ref mean, rstd;
     if (stats) mean = new_stat(x.dtype, 1, &p.channels, nullptr), rstd = new_stat(x.dtype, 1, &p.channels, nullptr);
     bool ok = true;
@@ -137,7 +138,7 @@ PyObject* batch_norm(PyObject*, PyObject* const* a, Py_ssize_t) {
     Ref result = y.finish();
     if (stats) {
       Ref items[3] = {std::move(result), std::move(mean), std::move(rstd)};
-      result = Ref(build_results(items, 3));
+      result = Ref(results.fill(items));
     }
     if (next_mean) next_mean->write(), next_var->write();  // last: nothing after it can fail
     return result.release();
@@ -169,6 +170,7 @@ PyObject* batch_norm_backward(PyObject*, PyObject* const* a, Py_ssize_t) {
     ParamGradient dweight, dbias;
     if (needs & need_weight) dweight = ParamGradient(descr, 1, &p.channels, nullptr, x.size() == 0);
     if (needs & need_bias) dbias = ParamGradient(descr, 1, &p.channels, nullptr, x.size() == 0);
+    Results results(3);
     const ColumnsBackward args{p.columns,
                                PyArray_DATA(dy.array()),
                                x.data(),
@@ -187,7 +189,7 @@ PyObject* batch_norm_backward(PyObject*, PyObject* const* a, Py_ssize_t) {
     Ref items[3];
     if (dx) items[0] = dx->finish();
     items[1] = dweight.finish(), items[2] = dbias.finish();
-    return build_results(items, 3);
+    return results.fill(items);
   });
 }
 

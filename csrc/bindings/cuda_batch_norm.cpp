@@ -70,6 +70,7 @@ PyObject* batch_norm(PyObject*, PyObject* const* a, Py_ssize_t) {
 
     const int* order = x.source.order.identity ? nullptr : x.source.order.axis;
     void* y_data = y.prepare(order);
+    Results results(stats ? 3 : 0);
     Made mean, rstd;
     if (stats) {
       mean = call.make(stat_type(type), 1, &p.channels, nullptr);
@@ -96,7 +97,7 @@ PyObject* batch_norm(PyObject*, PyObject* const* a, Py_ssize_t) {
     Ref result = y.finish();
     if (!stats) return result.release();
     Ref items[3] = {std::move(result), call.hand_over(std::move(mean)), call.hand_over(std::move(rstd))};
-    return build_results(items, 3);
+    return results.fill(items);
   });
 }
 
@@ -127,6 +128,7 @@ PyObject* batch_norm_backward(PyObject*, PyObject* const* a, Py_ssize_t) {
     const int* order = x.source.order.identity ? nullptr : x.source.order.axis;
     const bool empty = x.source.size() == 0;
     void* dx_data = dx ? dx->prepare(order) : nullptr;
+    Results results(3);
     Gradient dweight, dbias;
     if (needs & need_weight) dweight.prepare(call, w ? w.dtype() : type, 1, &p.channels, nullptr, empty);
     if (needs & need_bias) dbias.prepare(call, w ? w.dtype() : type, 1, &p.channels, nullptr, empty);
@@ -153,7 +155,7 @@ PyObject* batch_norm_backward(PyObject*, PyObject* const* a, Py_ssize_t) {
     Ref items[3];
     if (dx) items[0] = dx->finish();
     items[1] = dweight.finish(call), items[2] = dbias.finish(call);
-    return build_results(items, 3);
+    return results.fill(items);
   });
 }
 

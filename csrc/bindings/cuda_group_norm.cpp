@@ -44,6 +44,7 @@ PyObject* forward(const char* fn, PyObject* x_obj, PyObject* groups_obj, PyObjec
 
   void* y_data = y.prepare(seen.order);
   const npy_intp stat_dims[2] = {p.samples, groups};
+  Results results(stats ? 3 : 0);
   Made mean, rstd;
   if (stats)
     mean = call.make(stat_type(type), 2, stat_dims, nullptr), rstd = call.make(stat_type(type), 2, stat_dims, nullptr);
@@ -63,7 +64,7 @@ PyObject* forward(const char* fn, PyObject* x_obj, PyObject* groups_obj, PyObjec
   Ref result = y.finish();
   if (!stats) return result.release();
   Ref items[3] = {std::move(result), call.hand_over(std::move(mean)), call.hand_over(std::move(rstd))};
-  return build_results(items, 3);
+  return results.fill(items);
 }
 
 PyObject* backward(const char* fn, bool instance, PyObject* dy_obj, PyObject* x_obj, PyObject* mean_obj,
@@ -98,6 +99,7 @@ PyObject* backward(const char* fn, bool instance, PyObject* dy_obj, PyObject* x_
 
   const bool empty = p.samples * groups == 0;
   void* dx_data = dx ? dx->prepare(seen.order) : nullptr;
+  Results results(3);
   Gradient dweight, dbias;
   if (needs & need_weight) dweight.prepare(call, w ? w.dtype() : type, 1, &channels, nullptr, empty);
   if (needs & need_bias) dbias.prepare(call, w ? w.dtype() : type, 1, &channels, nullptr, empty);
@@ -120,7 +122,7 @@ PyObject* backward(const char* fn, bool instance, PyObject* dy_obj, PyObject* x_
   Ref items[3];
   if (dx) items[0] = dx->finish();
   items[1] = dweight.finish(call), items[2] = dbias.finish(call);
-  return build_results(items, 3);
+  return results.fill(items);
 }
 
 PyObject* group_norm(PyObject*, PyObject* const* a, Py_ssize_t) {

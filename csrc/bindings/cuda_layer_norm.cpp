@@ -57,6 +57,7 @@ PyObject* forward(const Norm& norm, PyObject* x_obj, PyObject* w_obj, PyObject* 
 
   const Seen seen(s, axes, p);
   void* y_data = y.prepare(seen.order);
+  Results results(!stats ? 0 : norm.center ? 3 : 2);
   Made mean, rstd;
   if (stats) {
     if (norm.center) mean = call.make(stat_type(s.dtype), s.nd(), p.stat_dims, seen.stat_order);
@@ -78,12 +79,9 @@ PyObject* forward(const Norm& norm, PyObject* x_obj, PyObject* w_obj, PyObject* 
   Ref result = y.finish();
   if (!stats) return result.release();
   Ref items[3] = {std::move(result), Ref(), call.hand_over(std::move(rstd))};
-  if (!norm.center) {
-    std::swap(items[1], items[2]);
-    return build_results(items, 2);
-  }
-  items[1] = call.hand_over(std::move(mean));
-  return build_results(items, 3);
+  if (norm.center) items[1] = call.hand_over(std::move(mean));
+  else std::swap(items[1], items[2]);
+  return results.fill(items);
 }
 
 PyObject* backward(const Norm& norm, PyObject* dy_obj, PyObject* x_obj, PyObject* mean_obj, PyObject* rstd_obj,
@@ -112,6 +110,7 @@ PyObject* backward(const Norm& norm, PyObject* dy_obj, PyObject* x_obj, PyObject
   const Seen seen(s, axes, p);
   const DType param_type = w ? w.dtype() : s.dtype;
   void* dx_data = dx ? dx->prepare(seen.order) : nullptr;
+  Results results(norm.center ? 3 : 2);
   Gradient dweight, dbias;
   const auto prepare = [&](Gradient& g) {
     g.prepare(call, param_type, p.param_nd, p.param_dims, p.param_permutation(), p.count == 0);
@@ -138,7 +137,7 @@ PyObject* backward(const Norm& norm, PyObject* dy_obj, PyObject* x_obj, PyObject
   Ref items[3];
   if (dx) items[0] = dx->finish();
   items[1] = dweight.finish(call), items[2] = dbias.finish(call);
-  return build_results(items, norm.center ? 3 : 2);
+  return results.fill(items);
 }
 
 PyObject* layer_norm(PyObject*, PyObject* const* a, Py_ssize_t) {

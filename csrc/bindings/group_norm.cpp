@@ -30,6 +30,7 @@ PyObject* forward(const char* fn, PyObject* x_obj, PyObject* groups_obj, PyObjec
   const GroupPlan p = group_plan(fn, work, axis, groups);
   const Input inputs[] = {{x.given.get(), "x", true}, {w.given.get(), "weight", false}, {b.given.get(), "bias", false}};
   Result y(fn, out, x, inputs, 3);
+  Results results(stats ? 3 : 0);
   const npy_intp stat_dims[2] = {p.samples, groups};
   Ref mean, rstd;
   if (stats) mean = new_stat(x.dtype, 2, stat_dims, nullptr), rstd = new_stat(x.dtype, 2, stat_dims, nullptr);
@@ -50,7 +51,7 @@ PyObject* forward(const char* fn, PyObject* x_obj, PyObject* groups_obj, PyObjec
   Ref result = y.finish();
   if (!stats) return result.release();
   Ref items[3] = {std::move(result), std::move(mean), std::move(rstd)};
-  return build_results(items, 3);
+  return results.fill(items);
 }
 
 PyObject* backward(const char* fn, bool instance, PyObject* dy_obj, PyObject* x_obj, PyObject* mean_obj,
@@ -85,6 +86,7 @@ PyObject* backward(const char* fn, bool instance, PyObject* dy_obj, PyObject* x_
   ParamGradient dweight, dbias;
   if (needs & need_weight) dweight = ParamGradient(descr, 1, &channels, nullptr, x.size() == 0);
   if (needs & need_bias) dbias = ParamGradient(descr, 1, &channels, nullptr, x.size() == 0);
+  Results results(3);
   const DType gradient_type = needs & need_weight ? dweight.type() : dbias.type();
   void* dx_data = !(needs & need_x) ? nullptr : moved ? PyArray_DATA(work.array.array()) : dx->data();
   if (p.samples * groups > 0 && needs != 0) {
@@ -102,7 +104,7 @@ PyObject* backward(const char* fn, bool instance, PyObject* dy_obj, PyObject* x_
   Ref items[3];
   if (dx) items[0] = dx->finish();
   items[1] = dweight.finish(), items[2] = dbias.finish();
-  return build_results(items, 3);
+  return results.fill(items);
 }
 
 PyObject* group_norm(PyObject*, PyObject* const* a, Py_ssize_t) {

@@ -134,6 +134,7 @@ PyObject* forward(const Norm& norm, PyObject* x_obj, PyObject* w_obj, PyObject* 
   const bool stats = take_bool(fn, "return_stats", stats_obj);
   const Input inputs[] = {{x.given.get(), "x", true}, {w.given.get(), "weight", false}, {b.given.get(), "bias", false}};
   Result y(fn, out, x, inputs, 3);
+  Results results(!stats ? 0 : norm.center ? 3 : 2);
   Ref mean, rstd;
   if (stats) {
     if (norm.center) mean = new_stat(x.dtype, x.nd(), p.stat_dims, stat_permutation(p, x));
@@ -159,9 +160,8 @@ PyObject* forward(const Norm& norm, PyObject* x_obj, PyObject* w_obj, PyObject* 
   Ref result = y.finish();
   if (!stats) return result.release();
   Ref items[3] = {std::move(result), std::move(mean), std::move(rstd)};
-  if (norm.center) return build_results(items, 3);
-  items[1] = std::move(items[2]);
-  return build_results(items, 2);
+  if (!norm.center) items[1] = std::move(items[2]);
+  return results.fill(items);
 }
 
 // ---- backward -------------------------------------------------------------------------------------------------------
@@ -196,6 +196,7 @@ PyObject* backward(const Norm& norm, PyObject* dy_obj, PyObject* x_obj, PyObject
   if (needs & need_weight)
     dweight = ParamGradient(descr, p.param_nd, p.param_dims, p.param_permutation(), x.size() == 0);
   if (needs & need_bias) dbias = ParamGradient(descr, p.param_nd, p.param_dims, p.param_permutation(), x.size() == 0);
+  Results results(norm.center ? 3 : 2);
   const DType gradient_type = needs & need_weight ? dweight.type() : dbias.type();
   if (p.count > 0 && needs != 0) {
     bool ok = true;
@@ -215,7 +216,7 @@ PyObject* backward(const Norm& norm, PyObject* dy_obj, PyObject* x_obj, PyObject
   }
   if (dx) items[0] = dx->finish();
   items[1] = dweight.finish(), items[2] = dbias.finish();
-  return build_results(items, norm.center ? 3 : 2);
+  return results.fill(items);
 }
 
 // ---- entry points: all arguments by position (the Python functions hold names and defaults) -------------------------

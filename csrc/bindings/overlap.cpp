@@ -88,11 +88,10 @@ void check_out(const char* fn, PyArrayObject* a, int nd, const npy_intp* dims, c
   }
 }
 
-PyObject* build_results(Ref* items, int count) {
-  Ref t = Ref::checked(PyTuple_New(count));
-  for (int i = 0; i < count; ++i)
-    PyTuple_SET_ITEM(t.get(), i, items[i] ? items[i].release() : Ref::borrow(Py_None).release());
-  return t.release();
+PyObject* Results::fill(Ref* items) {
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tuple_.get()); ++i)
+    PyTuple_SET_ITEM(tuple_.get(), i, items[i] ? items[i].release() : Ref::borrow(Py_None).release());
+  return tuple_.release();
 }
 
 }  // namespace nf

@@ -103,8 +103,7 @@ template <class T> static void round_to(void* out, const double* values, npy_int
   for (npy_intp i = 0; i < n; ++i) p[i] = Cast<T>::from(values[i]);
 }
 
-ParamGradient::ParamGradient(PyArray_Descr* given, int nd, const npy_intp* dims, const int* permutation, bool zero)
-    : permutation_(permutation) {
+ParamGradient::ParamGradient(PyArray_Descr* given, int nd, const npy_intp* dims, const int* permutation, bool zero) {
   float_type(given, &type_);
   PyArray_Descr* descr = PyArray_DescrNewByteorder(given, NPY_NATIVE);
   if (descr == nullptr) throw Failure{};
@@ -114,6 +113,9 @@ ParamGradient::ParamGradient(PyArray_Descr* given, int nd, const npy_intp* dims,
   for (int i = 0; i < nd; ++i) order[i] = dims[permutation != nullptr ? permutation[i] : i], bytes *= size_t(order[i]);
   array_ = new_array(descr, nd, order, bytes, nullptr);
   if (zero) std::memset(data(), 0, bytes);
+  if (permutation == nullptr) return;
+  result_ = new_array(descr, nd, dims, bytes, nullptr);
+  view_ = unpermuted(Ref::borrow(array_.get()), permutation);
 }
 
 void ParamGradient::fill(const double* values) {
@@ -127,8 +129,9 @@ void ParamGradient::fill(const double* values) {
 }
 
 Ref ParamGradient::finish() {
-  if (!array_ || permutation_ == nullptr) return std::move(array_);
-  return Ref::checked(PyArray_NewCopy(unpermuted(std::move(array_), permutation_).array(), NPY_CORDER));
+  if (!result_) return std::move(array_);
+  if (PyArray_CopyInto(result_.array(), view_.array()) < 0) throw Failure{};
+  return std::move(result_);
 }
 
 }  // namespace nf
