@@ -185,7 +185,8 @@ for seed in range(1, 5):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     pytest.importorskip("resource", reason="peak memory is not known without the resource module")
-    assert int(_child.output(code)) < 16 * 1024
+    # One lost array in ten calls would be a hundred megabytes. ThreadSanitizer's own share grows by 18 of them.
+    assert int(_child.output(code)) < 64 * 1024
 
 
 PEAK = """
