@@ -9,6 +9,9 @@ STAMPS := .venv/stamps
 # machine needs neither. The build runs without isolation: what has not changed is then not compiled again.
 BUILD_REQUIRES := "scikit-build-core>=0.11" "pybind11>=3.0.2" "numpy>=2.0" "cmake>=3.22" ninja
 
+# Two processes, each with whole files: what a file compiles for its tests is compiled once.
+WORKERS := -n 2 --dist loadfile
+
 SOURCES := pyproject.toml CMakeLists.txt \
   $(shell find csrc python -type f -not -name '*.py[co]' -not -name '*.so')
 CXX_FILES := $(shell find csrc tests benchmarks/gpu -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
@@ -19,7 +22,7 @@ help:  ## say what there is
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 test: $(STAMPS)/package $(STAMPS)/test  ## set up, then run the tests and the examples of the docstrings
-	$(BIN)/python -m pytest --doctest-modules tests --pyargs normfast
+	$(BIN)/python -m pytest $(WORKERS) --doctest-modules tests --pyargs normfast
 
 proof: $(STAMPS)/package $(STAMPS)/test  ## what takes too long for every push: emulated CPUs, all guard pages, mutations
 	$(BIN)/python -m pytest -m proof tests
@@ -39,7 +42,7 @@ asan tsan: %san: $(STAMPS)/package $(STAMPS)/test  ## the tests under AddressSan
 	LD_PRELOAD="$$(gcc -print-file-name=$(RUNTIME)) $$(gcc -print-file-name=libstdc++.so)" PYTHONPATH=build/$@/site \
 	  NORMFAST_CODE_PATHS=$(CODE_PATH) \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	  $(BIN)/python -m pytest -m "not slow" -p no:cacheprovider --ignore tests/cuda $(TESTS)
+	  $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" -p no:cacheprovider --ignore tests/cuda $(TESTS)
 
 coverage: $(STAMPS)/package $(STAMPS)/test  ## branch coverage of bindings, dispatch, threads and memory; half an hour
 	$(BIN)/python -m pip install --quiet "gcovr>=8.8"
