@@ -108,7 +108,7 @@ def table():
         yield f, {"out": np.empty((4, 6, 4), ">f4")}, TypeError, "out", "must .*float32.*got .*>f4"
         yield f, {"out": np.empty((4, 6, 4), "i4")}, TypeError, "out", "must .*float32.*got int32"
         yield f, {"out": [0.0]}, TypeError, "out", "must .*got list"
-        yield f, {"out": (np.empty((4, 6, 4), F32),)}, TypeError, "out", "must .*got tuple"
+        yield f, {"out": (np.zeros((4, 6, 4), F32),)}, TypeError, "out", "must .*got tuple"
         yield f, {"out": read_only(np.empty((4, 6, 4), F32))}, ValueError, "out", "must be writ.*got.*read"
         # each row reaches into the next; then a column of one cell
         for strides in ((64, 12, 4), (96, 16, 0)):
