@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -125,6 +126,22 @@ def test_accuracy_of_every_path(path):
     files = ["test_forward.py", "test_backward.py", "test_numerics.py", "test_special_values.py", "test_out.py"]
     arguments = [here.parent / "pyproject.toml", "-m", "not slow", *(here / f for f in files)]
     _child.output(SHORT_SUITE, path, *arguments, NORMFAST_ISA=path, timeout=900)
+
+
+LOADER = Path("/lib64/ld-linux-x86-64.so.2")
+
+
+@pytest.mark.skipif(not LOADER.exists(), reason="asks glibc's loader, of x86-64")
+def test_the_levels_are_those_that_glibc_sees():
+    """A path that the CPU has and normfast does not see costs nothing but time, and nobody would notice."""
+    said = subprocess.run([LOADER, "--help"], capture_output=True, text=True, check=False).stdout
+    if "x86-64-v3" not in said:
+        pytest.skip("this glibc does not know the levels")
+    levels = {path for path in NEEDS if path in BUILT}
+    seen = {path for path in levels if _child.spawn("import normfast", NORMFAST_ISA=path).returncode == 0}
+    assert seen == {path for path in levels if f"{path} (supported" in said}
+    best = _child.output(WHICH, NORMFAST_ISA="")
+    assert best == max(seen, default="baseline" if "baseline" in BUILT else best)
 
 
 @pytest.mark.parametrize("path", ["x86-64-v9", "avx2", "X86-64-V3", "baseline,x86-64-v3"])

@@ -12,8 +12,10 @@
 #include <Python.h>
 #include <numpy/arrayobject.h>
 
+#include <chrono>
 #include <cstdint>
 #include <new>
+#include <thread>
 #include <utility>
 
 #include "../cpu/kernels.h"
@@ -217,15 +219,22 @@ class Results {
   Ref tuple_;
 };
 
-// Releases the GIL around work that takes long enough to be worth it.
-constexpr size_t gil_threshold = 256 << 10;
-template <class F> bool without_gil(size_t bytes, F f) {
-  if (bytes < gil_threshold) return f();
+// Where the interpreter is ending, CPython before 3.14 does not give the GIL back but ends the thread, unwinding it
+// through objects that nobody may touch without the GIL. It waits here instead for the process to end, as in 3.14.
+template <class F> auto without_gil(F f) {
   PyThreadState* state = PyEval_SaveThread();
-  const bool ok = f();
-  PyEval_RestoreThread(state);
-  return ok;
+  const auto result = f();
+  try {
+    PyEval_RestoreThread(state);
+  } catch (...) {
+    for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+  }
+  return result;
 }
+
+// Work that takes long enough to be worth it.
+constexpr size_t gil_threshold = 256 << 10;
+template <class F> bool without_gil(size_t bytes, F f) { return bytes < gil_threshold ? f() : without_gil(f); }
 
 Ref shape_of(int nd, const npy_intp* dims);
 [[noreturn]] void out_of_memory();

@@ -115,11 +115,7 @@ PyObject* to_numpy(PyObject* s, PyObject*) {
     const On on(o->device);
     Stream stream;
     check(fn, own_stream(o->device, &stream));
-    int error;
-    Py_BEGIN_ALLOW_THREADS;
-    error = copy_out(PyArray_DATA(result.array()), o->data, bytes(o), stream);
-    Py_END_ALLOW_THREADS;
-    check(fn, error);
+    check(fn, without_gil([&] { return copy_out(PyArray_DATA(result.array()), o->data, bytes(o), stream); }));
     return result.release();
   });
 }
@@ -282,11 +278,9 @@ PyObject* to_device(PyObject*, PyObject* const* a, Py_ssize_t) {
     Ref result = Ref::checked(new_device_array(type, PyArray_NDIM(x.array()), PyArray_DIMS(x.array()),
                                                order.identity ? nullptr : order.axis, device, stream));
     const size_t size = size_t(PyArray_NBYTES(x.array()));
-    int error = 0;
-    Py_BEGIN_ALLOW_THREADS;
-    if (size > 0) error = copy_in(self_of(result.get())->data, PyArray_DATA(x.array()), size, stream);
-    Py_END_ALLOW_THREADS;
-    check(fn, error);
+    if (size > 0)
+      check(fn,
+            without_gil([&] { return copy_in(self_of(result.get())->data, PyArray_DATA(x.array()), size, stream); }));
     return result.release();
   });
 }
@@ -294,11 +288,7 @@ PyObject* to_device(PyObject*, PyObject* const* a, Py_ssize_t) {
 PyObject* synchronize(PyObject*, PyObject* const*, Py_ssize_t) {
   return guarded([&]() -> PyObject* {
     require_device("synchronize");
-    int error;
-    Py_BEGIN_ALLOW_THREADS;
-    error = synchronize_device();
-    Py_END_ALLOW_THREADS;
-    check("synchronize", error);
+    check("synchronize", without_gil([] { return synchronize_device(); }));
     Py_RETURN_NONE;
   });
 }
