@@ -9,8 +9,8 @@ STAMPS := .venv/stamps
 # machine needs neither. The build runs without isolation: what has not changed is then not compiled again.
 BUILD_REQUIRES := "scikit-build-core>=0.11" "pybind11>=3.0.2" "numpy>=2.0" "cmake>=3.22" ninja
 
-# Two processes, each with whole files: what a file compiles for its tests is compiled once.
-WORKERS := -n 2 --dist loadfile
+# Two processes, each with its half of the files in order: what a file compiles for its tests is compiled once, mostly.
+WORKERS := -n 2 --dist worksteal
 
 SOURCES := pyproject.toml CMakeLists.txt \
   $(shell find csrc python -type f -not -name '*.py[co]' -not -name '*.so')
@@ -42,7 +42,7 @@ asan tsan: %san: $(STAMPS)/package $(STAMPS)/test  ## the tests under AddressSan
 	LD_PRELOAD="$$(gcc -print-file-name=$(RUNTIME)) $$(gcc -print-file-name=libstdc++.so)" PYTHONPATH=build/$@/site \
 	  NORMFAST_CODE_PATHS=$(CODE_PATH) \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	  $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" -p no:cacheprovider --ignore tests/cuda $(TESTS)
+	  $(BIN)/python -m pytest $(WORKERS) -m "not slow" -p no:cacheprovider --ignore tests/cuda $(TESTS)
 
 coverage: $(STAMPS)/package $(STAMPS)/test  ## branch coverage of bindings, dispatch, threads and memory; half an hour
 	$(BIN)/python -m pip install --quiet "gcovr>=8.8"
