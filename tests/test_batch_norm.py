@@ -253,3 +253,16 @@ def test_training_converges_to_evaluation():
     for _ in range(400):
         y = nf.batch_norm(x, mean, var, training=True, running_ddof=0)
     np.testing.assert_allclose(nf.batch_norm(x, mean, var), y, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "step", "count"), [(F16, 2.0**-10, 20_001), (BF16, 2.0**-7, 200_001)], ids=str)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_running_statistics_are_rounded_once(dtype, step, count, sign):
+    """A mean nearer to a tie than float32 can tell: by way of float32 it would go to the even side, whatever it is."""
+    for low in (1, 1 + step):
+        for more in (0, 1):  # cells with the higher number: one less than the others, or one more
+            x = np.full((count, 1), sign * low, dtype)
+            x[: count // 2 + more] = sign * (low + step)
+            running_mean, running_var = np.zeros(1, dtype), np.ones(1, dtype)
+            nf.batch_norm(x, running_mean, running_var, training=True, momentum=1.0)
+            assert float(running_mean[0]) == sign * (low + more * step)
