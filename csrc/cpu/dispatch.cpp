@@ -66,7 +66,8 @@ static bool has_level(int level) {
   unsigned a, b, c, d, b7, c81, saved, high;
   if (!__get_cpuid(1, &a, &b, &c, &d) || (c & basic) != basic) return false;
   if (!__get_cpuid_count(7, 0, &a, &b7, &c, &d) || !__get_cpuid(0x80000001, &a, &b, &c81, &d)) return false;
-  __asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+  // volatile: not to be moved above the return of a CPU that lacks the instruction
+  __asm__ volatile("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
   const unsigned extended = level >= 4 ? v3 | v4 : v3, registers = level >= 4 ? ymm | zmm : ymm;
   return (b7 & extended) == extended && (c81 & lzcnt) == lzcnt && (saved & registers) == registers;
 }
