@@ -13,13 +13,21 @@ CELLS = 1 << 22  # 16 MiB of float32: in and out together more than half of most
 PLANES = [(7, 7), (14, 14), (5, 5), (3, 5), (33, 31), (4, 4, 4)]
 
 
-def _arrays(shape, offset, count=1):
-    """Random arrays, and an empty one of the same shape that starts `offset` cells into its memory."""
+def _arrays(shape, offset, count=1, dtype=np.float32):
+    """Random arrays, and one of the same shape whose first cell is number `offset` of a cache line."""
     rng = np.random.default_rng(5)
-    made = [rng.standard_normal(shape, dtype=np.float32) + np.float32(3) for _ in range(count)]
-    memory = np.empty(made[0].size + 32, np.float32)
-    start = -memory.ctypes.data % 64 // 4 + offset
-    return *made, memory[start : start + made[0].size].reshape(shape)
+    made = [(rng.standard_normal(shape, dtype=np.float32) + np.float32(3)).astype(dtype) for _ in range(count)]
+    size, line = made[0].size, 64 // made[0].itemsize
+    memory = np.full(size + 2 * line, 77, dtype)
+    start = -memory.ctypes.data % 64 // made[0].itemsize + offset
+    return *made, memory[start : start + size].reshape(shape)
+
+
+def _nothing_written_beside(out):
+    memory = out.base
+    start = (out.ctypes.data - memory.ctypes.data) // memory.itemsize
+    np.testing.assert_array_equal(memory[:start], np.full(start, 77, memory.dtype))
+    np.testing.assert_array_equal(memory[start + out.size :], np.full(memory.size - start - out.size, 77, memory.dtype))
 
 
 def _shape(channels, plane):
@@ -33,7 +41,9 @@ def _slices(n):
 
 
 def _same(large, small):
-    np.testing.assert_array_equal(large.view(np.uint32), np.concatenate(small).view(np.uint32))
+    bits = f"u{large.itemsize}"
+    np.testing.assert_array_equal(large.view(bits), np.concatenate(small).view(bits))
+    _nothing_written_beside(large)
 
 
 @pytest.mark.parametrize("offset", [0, 5])
@@ -83,3 +93,20 @@ def test_layer_norm(n, offset):
         large = nf.layer_norm_backward(dy, x, mean, rstd, weight, needs=needs, out=out)[0]
         small = [nf.layer_norm_backward(dy[s], x[s], mean[s], rstd[s], weight, needs=needs)[0] for s in _slices(len(x))]
         _same(large, small)
+
+
+# A vector of float16 is half a cache line, one of float64 a whole one: what lies before the first whole line, up to 31
+# cells, and behind the last is stored, everything else streamed.
+@pytest.mark.parametrize("offset", [0, 1, 8, 24, 31])
+@pytest.mark.parametrize(("dtype", "n"), [("float16", 250), ("float16", 31), ("float64", 100), ("bfloat16", 1056)])
+def test_other_cells(dtype, n, offset):
+    if dtype == "bfloat16":
+        dtype = pytest.importorskip("ml_dtypes").bfloat16
+    dtype = np.dtype(dtype)
+    offset %= 64 // dtype.itemsize
+    x, out = _arrays((4 * CELLS // dtype.itemsize // n, n), offset, dtype=dtype)
+    weight, bias = np.random.default_rng(6).standard_normal((2, n)).astype(np.float32)
+    _same(nf.layer_norm(x, weight, bias, out=out), [nf.layer_norm(x[s], weight, bias) for s in _slices(len(x))])
+    x, out = x[: len(x) // 6 * 6].reshape(-1, 6, n), out[: len(x) // 6 * 6].reshape(-1, 6, n)
+    out.base[...] = 77
+    _same(nf.instance_norm(x, out=out), [nf.instance_norm(x[s]) for s in _slices(len(x))])

@@ -34,32 +34,50 @@ struct HalfAhead {
   }
 };
 
+// Streaming stores write whole cache lines of y: of n cells from y on, `before` lie before the first such line, and the
+// last one ends at `end`. Lines of which only a part is streamed would be read, changed and written by the memory.
+// Without streaming stores, whole vectors from the first cell on.
+template <class C, bool Stream, class T> struct WholeLines {
+  static constexpr int64_t unit = Stream ? 64 / int64_t(sizeof(T)) : Lanes<C>::n;
+  int64_t before = 0, end;
+  __attribute__((always_inline)) inline WholeLines(const T* y, int64_t n) {
+    if constexpr (Stream) before = int64_t(-reinterpret_cast<uintptr_t>(y) / sizeof(T) % uintptr_t(unit));
+    if (before > n) before = n;
+    end = before + (n - before) / unit * unit;
+  }
+};
+
 // y[i] = op(i) for i in [0, n). An operation has get(i), the L cells from i, and get_n(i, k), the k < L cells from i.
-// Streaming stores need an aligned address: the loop starts with the cells before it.
+// For the first and the last cells memory is fetched, too: a single line left out of every row takes as long as memory
+// takes to answer.
 template <class C, bool Stream, class T, class A, class Op>
 NF_INLINE void map_cells(T* y, int64_t n, A ahead, const Op& op) {
   constexpr int64_t L = Lanes<C>::n;
+  const WholeLines<C, Stream, T> lines(y, n);
   int64_t i = 0;
-  if constexpr (Stream) {
-    const int64_t before = int64_t(-reinterpret_cast<uintptr_t>(y) / sizeof(T) % uintptr_t(L));
-    if (before > 0) {
-      i = before < n ? before : n;
-      Cells<C, T>::store_n(y, op.get_n(0, int(i)), int(i));
+  const auto store_until = [&i, y, ahead, &op](int64_t to) __attribute__((always_inline)) {
+    while (i < to) {
+      const int64_t m = to - i < L ? to - i : L;
+      if (ahead.first != nullptr) ahead.template fetch<T, L, Op::fetch>(i);
+      if (m == L) Cells<C, T>::store(y + i, op.get(i));
+      else Cells<C, T>::store_n(y + i, op.get_n(i, int(m)), int(m));
+      i += m;
     }
-  }
+  };
+  if constexpr (Stream) store_until(lines.before);
   if (ahead.first != nullptr) {
-    for (; i + 4 * L <= n; i += 4 * L) {
+    for (; i + 4 * L <= lines.end; i += 4 * L) {
       ahead.template fetch<T, 4 * L, Op::fetch>(i);
 #pragma GCC unroll 4
       for (int64_t j = i; j < i + 4 * L; j += L) put<Stream, C>(y + j, op.get(j));
     }
-    for (; i + L <= n; i += L) {
+    for (; i < lines.end; i += L) {
       ahead.template fetch<T, L, Op::fetch>(i);
       put<Stream, C>(y + i, op.get(i));
     }
   }
-  for (; i + L <= n; i += L) put<Stream, C>(y + i, op.get(i));
-  if (i < n) Cells<C, T>::store_n(y + i, op.get_n(i, int(n - i)), int(n - i));
+  for (; i < lines.end; i += L) put<Stream, C>(y + i, op.get(i));
+  store_until(n);
 }
 
 // Can y be written by streaming stores at all?
@@ -99,26 +117,28 @@ template <class C, class T, bool Center, bool Weighted, bool Biased> struct HatO
 template <class C, bool Stream, class T, class A, class Op>
 NF_INLINE void map_runs(T* y, int64_t n, int64_t lead, int64_t span, A ahead, Op op) {
   constexpr int64_t L = Lanes<C>::n;
+  const WholeLines<C, Stream, T> lines(y, n);
   int64_t i = 0, r = 0, run_end = lead;
   auto k = op.run(0);
   // The next m <= L cells. Goes on to the next run where this one ends.
-  const auto some = [&i, &r, &run_end, &k, op, y, span](int64_t m) __attribute__((always_inline)) {
+  const auto some = [&i, &r, &run_end, &k, ahead, op, y, span](int64_t m, auto stream) __attribute__((always_inline)) {
+    if (ahead.first != nullptr) ahead.template fetch<T, L, Op::fetch>(i);
     auto mine = k;
     if (i + m > run_end) {
       k = op.run(++r);
       mine = Op::join(int(run_end - i), mine, k);
       run_end += span;
     }
-    if (m == L) put<Stream, C>(y + i, op.get(i, mine));
+    if (m == L) put<stream, C>(y + i, op.get(i, mine));
     else Cells<C, T>::store_n(y + i, op.get_n(i, int(m), mine), int(m));
     i += m;
   };
-  if constexpr (Stream) {
-    const int64_t before = int64_t(-reinterpret_cast<uintptr_t>(y) / sizeof(T) % uintptr_t(L));
-    if (before > 0) some(before < n ? before : n);
-  }
-  while (i + L <= n) {
-    const int64_t whole = run_end < n ? run_end : n;
+  const auto store_until = [&i, &some](int64_t to) __attribute__((always_inline)) {
+    while (i < to) some(to - i < L ? to - i : L, std::false_type{});
+  };
+  if constexpr (Stream) store_until(lines.before);
+  while (i < lines.end) {
+    const int64_t whole = run_end < lines.end ? run_end : lines.end;
     const auto here = k;  // copies, which stay in registers
     int64_t j = i;
     if (ahead.first != nullptr) {
@@ -135,9 +155,9 @@ NF_INLINE void map_runs(T* y, int64_t n, int64_t lead, int64_t span, A ahead, Op
       for (; j + L <= whole; j += L) put<Stream, C>(y + j, op.get(j, here));
     }
     i = j;
-    if (i + L <= n) some(L);
+    if (i < lines.end) some(L, std::bool_constant<Stream>{});
   }
-  if (i < n) some(n - i);
+  store_until(n);
 }
 
 // y = fma(x - hi, s, t), coefficients per run
@@ -222,19 +242,22 @@ NF_INLINE void map_rows_at_once(T* y, int64_t row, int64_t n, int64_t pitch, con
   constexpr int64_t L = Lanes<C>::n;
   typename Op::Row rows[R];
   for (int j = 0; j < R; ++j) rows[j] = op.row(row + j);
-  const auto some = [&](int64_t i, int m) __attribute__((always_inline)) {
-    const auto k = op.at_n(i, m);
-    for (int j = 0; j < R; ++j) {
-      const int64_t cell = (row + j) * pitch + i;
-      Cells<C, T>::store_n(y + cell, op.get_n(rows[j], cell, m, k), m);
+  const WholeLines<C, Stream, T> lines(y + row * pitch, n);
+  int64_t i = 0;
+  const auto store_until = [&](int64_t to) __attribute__((always_inline)) {
+    while (i < to) {
+      const int m = int(to - i < L ? to - i : L);
+      const auto k = op.at_n(i, m);
+      for (int j = 0; j < R; ++j) {
+        const int64_t cell = (row + j) * pitch + i;
+        if (m == L) Cells<C, T>::store(y + cell, op.get(rows[j], cell, k));
+        else Cells<C, T>::store_n(y + cell, op.get_n(rows[j], cell, m, k), m);
+      }
+      i += m;
     }
   };
-  int64_t i = 0;
-  if constexpr (Stream) {
-    const int64_t before = int64_t(-reinterpret_cast<uintptr_t>(y + row * pitch) / sizeof(T) % uintptr_t(L));
-    if (before > 0) i = before < n ? before : n, some(0, int(i));
-  }
-  for (; i + L <= n; i += L) {
+  if constexpr (Stream) store_until(lines.before);
+  for (; i < lines.end; i += L) {
     const auto k = op.at(i);
 #pragma GCC unroll 4
     for (int j = 0; j < R; ++j) {
@@ -242,7 +265,7 @@ NF_INLINE void map_rows_at_once(T* y, int64_t row, int64_t n, int64_t pitch, con
       put<Stream, C>(y + cell, op.get(rows[j], cell, k));
     }
   }
-  if (i < n) some(i, int(n - i));
+  store_until(n);
 }
 
 // Op::together says how many rows the registers have room for. Streaming stores go out row by row: several rows at once

@@ -236,7 +236,8 @@ template <class T, bool Center, bool Stream> void forward_short(void* context, i
 // ---- rows of some vectors: eight at a time -------------------------------------------------------------------------
 
 // Likewise, where the first-level cache holds eight rows, of one chunk each: beyond, the map would wait for the second.
-// The bits are those of run_moments.
+// Cells have their own parameters, the same in all rows, or a row is one run (instance norm). The bits are those of
+// run_moments and map_row.
 constexpr int64_t some_bytes = 4096;
 // Rows that come from memory arrive more evenly one by one, unless they are so short that arithmetic decides.
 constexpr int64_t some_bytes_streaming = 512;
@@ -268,10 +269,8 @@ __attribute__((noinline)) void forward_some(const Forward<T>& f, int64_t first) 
     const Moments m = quick_moments<C>({s[i], q[i]}, shift[i], n, Center);
     mean[i] = m.mean, mean_lo[i] = m.mean_lo, var[i] = m.var, special |= !m.good;
   }
-  for (int i = 0; i < some_group; ++i) rstd[i] = rstd_of(var[i], f.a.eps);
-  Hat<C> h[some_group];
   for (int i = 0; i < some_group; ++i) {
-    h[i] = hat<C>(mean[i], mean_lo[i], var[i], rstd[i]);
+    rstd[i] = rstd_of(var[i], f.a.eps);
     special |= sizeof(C) == 4 && !fits_single(mean[i], rstd[i]);
   }
   if (__builtin_expect(special != 0, 0)) {
@@ -283,11 +282,25 @@ __attribute__((noinline)) void forward_some(const Forward<T>& f, int64_t first) 
   }
   if (f.a.mean != nullptr || f.a.rstd != nullptr)
     for (int i = 0; i < some_group; ++i) write_stats(f, first + i, Moments{mean[i], mean_lo[i], var[i], true}, rstd[i]);
-  for (int i = 0; i < some_group; ++i) {
-    const bool more = f.ahead != 0 && first + i + f.ahead < f.g.count;
-    const Ahead ahead{more ? x + (i + f.ahead) * n : nullptr};
-    map_hat<T, Stream, Center>(f, x + i * n, y + i * n, n, ahead, 0, h[i]);
+  if (f.per_cell) {
+    for (int i = 0; i < some_group; ++i) {
+      const bool more = f.ahead != 0 && first + i + f.ahead < f.g.count;
+      const Ahead ahead{more ? x + (i + f.ahead) * n : nullptr};
+      map_hat<T, Stream, Center>(f, x + i * n, y + i * n, n, ahead, 0, hat<C>(mean[i], mean_lo[i], var[i], rstd[i]));
+    }
+    return;
   }
+  // Every row is one run: they are mapped in one go, and no row begins or ends with a part of a vector.
+  C hi[some_group], scale[some_group], t[some_group];
+  for (int i = 0; i < some_group; ++i) {
+    const int64_t p = f.g.period == 1 ? 0 : (first + i) % f.g.period;
+    const Affine<C> k = affine<C>(mean[i], mean_lo[i], var[i], rstd[i], f.w != nullptr ? double(f.w[p]) : 1.0,
+                                  f.b != nullptr ? double(f.b[p]) : 0.0);
+    hi[i] = k.hi, scale[i] = k.s, t[i] = k.t;
+  }
+  const bool more = f.ahead != 0 && first + f.ahead + some_group <= f.g.count;
+  map_runs<C, Stream>(y, some_group * n, n, n, Ahead{more ? x + f.ahead * n : nullptr},
+                      RunAffineOp<C, T>{x, hi, scale, t});
 }
 
 template <class T, bool Center, bool Stream> void forward_somes(void* context, int64_t begin, int64_t end, int slot) {
@@ -398,7 +411,10 @@ template <class T> bool forward(const RowsForward& a) {
     parallel_for(g.count, grain, body, &f, threads);
     return true;
   }
-  if (f.per_cell && g.period == 1 && row_bytes <= (f.streaming ? some_bytes_streaming : some_bytes)) {
+  // Rows that are one run each gain more by it: their map begins and ends once.
+  const bool one_run = !f.per_cell && g.channels == 1 && f.n > few_cells;
+  const int64_t most = !f.streaming ? some_bytes : one_run ? 2 * some_bytes_streaming : some_bytes_streaming;
+  if (row_bytes <= most && (one_run || (f.per_cell && g.period == 1))) {
     // Streamed ones are short: eight of them are as many streams as memory follows by itself.
     if (f.streaming) f.ahead = 0;
     else if (f.ahead != 0 && f.ahead < some_group) f.ahead = some_group;

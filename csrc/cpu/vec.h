@@ -44,10 +44,11 @@ NF_INLINE void store(float* p, F32 v) { _mm512_storeu_ps(p, v); }
 NF_INLINE void store(double* p, F64 v) { _mm512_storeu_pd(p, v); }
 NF_INLINE void stream(float* p, F32 v) { _mm512_stream_ps(p, v); }
 NF_INLINE void stream(double* p, F64 v) { _mm512_stream_pd(p, v); }
-NF_INLINE F64 lower(F32 v) { return _mm512_cvtps_pd(_mm512_castps512_ps256(v)); }
-NF_INLINE F64 upper(F32 v) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)); }
-using H4 = __m256d;  // four doubles
-NF_INLINE H4 halves(F64 v) { return _mm512_castpd512_pd256(v) + _mm512_extractf64x4_pd(v, 1); }
+NF_INLINE __m256 lower8(F32 v) { return _mm512_castps512_ps256(v); }
+NF_INLINE __m256 upper8(F32 v) { return _mm512_extractf32x8_ps(v, 1); }
+NF_INLINE __m256d lower4(F64 v) { return _mm512_castpd512_pd256(v); }
+NF_INLINE __m256d upper4(F64 v) { return _mm512_extractf64x4_pd(v, 1); }
+NF_INLINE F64 widen8(__m256 v) { return _mm512_cvtps_pd(v); }
 #elif defined(__AVX2__)
 using F32 = Two<__m256>;
 using F64 = Two<__m256d>;
@@ -65,13 +66,13 @@ NF_INLINE void store(float* p, F32 v) { _mm256_storeu_ps(p, v.lo), _mm256_storeu
 NF_INLINE void store(double* p, F64 v) { _mm256_storeu_pd(p, v.lo), _mm256_storeu_pd(p + 4, v.hi); }
 NF_INLINE void stream(float* p, F32 v) { _mm256_stream_ps(p, v.lo), _mm256_stream_ps(p + 8, v.hi); }
 NF_INLINE void stream(double* p, F64 v) { _mm256_stream_pd(p, v.lo), _mm256_stream_pd(p + 4, v.hi); }
+NF_INLINE __m256 lower8(F32 v) { return v.lo; }
+NF_INLINE __m256 upper8(F32 v) { return v.hi; }
+NF_INLINE __m256d lower4(F64 v) { return v.lo; }
+NF_INLINE __m256d upper4(F64 v) { return v.hi; }
 NF_INLINE F64 widen8(__m256 v) {
   return {_mm256_cvtps_pd(_mm256_castps256_ps128(v)), _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1))};
 }
-NF_INLINE F64 lower(F32 v) { return widen8(v.lo); }
-NF_INLINE F64 upper(F32 v) { return widen8(v.hi); }
-using H4 = __m256d;
-NF_INLINE H4 halves(F64 v) { return v.lo + v.hi; }
 #elif defined(__SSE2__)
 using F32 = Two<Two<__m128>>;
 using F64 = Two<Two<__m128d>>;
@@ -138,6 +139,13 @@ using H4 = Two<float64x2_t>;
 NF_INLINE H4 halves(F64 v) { return v.lo + v.hi; }
 #else
 #error "no code path for this architecture"
+#endif
+
+#if defined(__AVX2__)
+NF_INLINE F64 lower(F32 v) { return widen8(lower8(v)); }
+NF_INLINE F64 upper(F32 v) { return widen8(upper8(v)); }
+using H4 = __m256d;  // four doubles
+NF_INLINE H4 halves(F64 v) { return lower4(v) + upper4(v); }
 #endif
 
 // One double, with the rounding of the vectors.
@@ -302,29 +310,22 @@ template <class T> struct PlainCells {  // storage type == compute type
 #endif
 };
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 template <> struct Cells<float, float> : PlainCells<float> {
+#if defined(__AVX512F__)
   NF_INLINE F32 load_n(const float* p, int k, float fill) {
     return _mm512_mask_loadu_ps(_mm512_set1_ps(fill), __mmask16((1u << k) - 1u), p);
   }
-  NF_INLINE void store_n(float* p, F32 v, int k) { _mm512_mask_storeu_ps(p, __mmask16((1u << k) - 1u), v); }
-};
-template <> struct Cells<double, double> : PlainCells<double> {
-  NF_INLINE F64 load_n(const double* p, int k, double fill) {
-    return _mm512_mask_loadu_pd(_mm512_set1_pd(fill), __mmask8((1u << k) - 1u), p);
-  }
-  NF_INLINE void store_n(double* p, F64 v, int k) { _mm512_mask_storeu_pd(p, __mmask8((1u << k) - 1u), v); }
-};
-#elif defined(__AVX2__)
-template <> struct Cells<float, float> : PlainCells<float> {
+#else
   NF_INLINE F32 load_n(const float* p, int k, float fill) {
     const F32 v = {_mm256_maskload_ps(p, first8(k)), _mm256_maskload_ps(p + 8, first8(k - 8))};
     return first_n(k, v, splat<float>(fill));
   }
-  // Piece by piece: masked stores are slow on some CPUs.
+#endif
+  // Piece by piece: masked stores are slow on some CPUs, most of all where the vector lies on two cache lines.
   NF_INLINE void store_n(float* p, F32 v, int k) {
-    __m256 a = v.lo;
-    if (k & 8) _mm256_storeu_ps(p, a), p += 8, a = v.hi;
+    __m256 a = lower8(v);
+    if (k & 8) _mm256_storeu_ps(p, a), p += 8, a = upper8(v);
     __m128 b = _mm256_castps256_ps128(a);
     if (k & 4) _mm_storeu_ps(p, b), p += 4, b = _mm256_extractf128_ps(a, 1);
     if (k & 2) _mm_storel_pi(reinterpret_cast<__m64*>(p), b), p += 2, b = _mm_movehl_ps(b, b);
@@ -332,14 +333,20 @@ template <> struct Cells<float, float> : PlainCells<float> {
   }
 };
 template <> struct Cells<double, double> : PlainCells<double> {
+#if defined(__AVX512F__)
+  NF_INLINE F64 load_n(const double* p, int k, double fill) {
+    return _mm512_mask_loadu_pd(_mm512_set1_pd(fill), __mmask8((1u << k) - 1u), p);
+  }
+#else
   NF_INLINE F64 load_n(const double* p, int k, double fill) {
     const F64 v = {_mm256_maskload_pd(p, first4(k)), _mm256_maskload_pd(p + 4, first4(k - 4))};
     return first_n(k, v, splat<double>(fill));
   }
+#endif
   NF_INLINE void store_n(double* p, F64 v, int k) {
     if (k & 8) return nf::store(p, v);
-    __m256d a = v.lo;
-    if (k & 4) _mm256_storeu_pd(p, a), p += 4, a = v.hi;
+    __m256d a = lower4(v);
+    if (k & 4) _mm256_storeu_pd(p, a), p += 4, a = upper4(v);
     __m128d b = _mm256_castpd256_pd128(a);
     if (k & 2) _mm_storeu_pd(p, b), p += 2, b = _mm256_extractf128_pd(a, 1);
     if (k & 1) _mm_store_sd(p, b);
@@ -353,14 +360,7 @@ template <> struct Cells<double, double> : PlainCells<double> {};
 // Eight floats widened to double, for rows so short that they are summed in double from the start.
 #if defined(__AVX2__)
 template <> struct Cells<double, float> {
-  NF_INLINE F64 widened(__m256 v) {
-#if defined(__AVX512F__)
-    return _mm512_cvtps_pd(v);
-#else
-    return widen8(v);
-#endif
-  }
-  NF_INLINE F64 load(const float* p) { return widened(_mm256_loadu_ps(p)); }
+  NF_INLINE F64 load(const float* p) { return widen8(_mm256_loadu_ps(p)); }
 #if defined(__AVX512F__)
   NF_INLINE F64 load_n(const float* p, int k, double fill) {
     const __mmask8 lanes = __mmask8((1u << k) - 1u);
@@ -368,7 +368,7 @@ template <> struct Cells<double, float> {
   }
 #else
   NF_INLINE F64 load_n(const float* p, int k, double fill) {
-    return first_n(k, widened(_mm256_maskload_ps(p, first8(k))), splat<double>(fill));
+    return first_n(k, widen8(_mm256_maskload_ps(p, first8(k))), splat<double>(fill));
   }
 #endif
 };
@@ -401,7 +401,6 @@ NF_INLINE __m256i narrow(F32 v, bf16) {
   return upper_halves(_mm512_mask_or_epi32(near, nan, u, _mm512_set1_epi32(0x400000)));
 }
 NF_INLINE __m256i load16_n(const void* p, int k) { return _mm256_maskz_loadu_epi16(__mmask16((1u << k) - 1u), p); }
-NF_INLINE void store16_n(void* p, __m256i h, int k) { _mm256_mask_storeu_epi16(p, __mmask16((1u << k) - 1u), h); }
 #else
 NF_INLINE F32 widen(__m256i h, bf16) {
   const __m256i zero = _mm256_setzero_si256(), quarters = _mm256_permute4x64_epi64(h, 0xd8);  // 0, 2, 1, 3
@@ -442,6 +441,7 @@ NF_INLINE __m256i load16_n(const void* p, int k) {
   const __m256i place = _mm256_andnot_si256(first8(k / 2), first8(k / 2 + 1));
   return _mm256_or_si256(pairs, _mm256_and_si256(place, _mm256_set1_epi32(last)));
 }
+#endif
 NF_INLINE void store16_n(void* to, __m256i h, int k) {
   uint16_t* p = static_cast<uint16_t*>(to);
   __m128i a = _mm256_castsi256_si128(h);
@@ -451,7 +451,6 @@ NF_INLINE void store16_n(void* to, __m256i h, int k) {
   if (k & 2) std::memcpy(p, &rest, 4), p += 2, rest >>= 32;
   if (k & 1) std::memcpy(p, &rest, 2);
 }
-#endif
 
 template <class T> struct HalfCells {
   NF_INLINE F32 load(const T* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), T{}); }
