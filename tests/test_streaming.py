@@ -95,18 +95,37 @@ def test_layer_norm(n, offset):
         _same(large, small)
 
 
+def _other(dtype, offset):
+    dtype = np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype)
+    return dtype, offset % (64 // dtype.itemsize)
+
+
 # A vector of float16 is half a cache line, one of float64 a whole one: what lies before the first whole line, up to 31
 # cells, and behind the last is stored, everything else streamed.
 @pytest.mark.parametrize("offset", [0, 1, 8, 24, 31])
 @pytest.mark.parametrize(("dtype", "n"), [("float16", 250), ("float16", 31), ("float64", 100), ("bfloat16", 1056)])
 def test_other_cells(dtype, n, offset):
-    if dtype == "bfloat16":
-        dtype = pytest.importorskip("ml_dtypes").bfloat16
-    dtype = np.dtype(dtype)
-    offset %= 64 // dtype.itemsize
+    dtype, offset = _other(dtype, offset)
     x, out = _arrays((4 * CELLS // dtype.itemsize // n, n), offset, dtype=dtype)
     weight, bias = np.random.default_rng(6).standard_normal((2, n)).astype(np.float32)
     _same(nf.layer_norm(x, weight, bias, out=out), [nf.layer_norm(x[s], weight, bias) for s in _slices(len(x))])
     x, out = x[: len(x) // 6 * 6].reshape(-1, 6, n), out[: len(x) // 6 * 6].reshape(-1, 6, n)
     out.base[...] = 77
     _same(nf.instance_norm(x, out=out), [nf.instance_norm(x[s]) for s in _slices(len(x))])
+
+
+# Down the rows, dx is written as it lies in memory, and the gradients of the parameters keep their columns: of short
+# rows, of strips of long ones, of strips that two threads share, and of a single group of rows.
+@pytest.mark.parametrize("offset", [1, 8, 24, 31])
+@pytest.mark.parametrize(("dtype", "n"), [("float32", 64), ("float32", 1024), ("float16", 160), ("bfloat16", 8224),
+                                          ("float64", 104), ("float64", 1000), ("float32", 1 << 20)])  # fmt: skip
+def test_parameter_gradients(dtype, n, offset):
+    dtype, offset = _other(dtype, offset)
+    dy, x, out = _arrays((4 * CELLS // dtype.itemsize // n, n), offset, 2, dtype)
+    weight = np.random.default_rng(6).standard_normal(n).astype(np.float32)
+    mean, rstd = nf.layer_norm(x, weight, return_stats=True)[1:]
+    want = nf.layer_norm_backward(dy, x, mean, rstd, weight)
+    dx, *gradients = nf.layer_norm_backward(dy, x, mean, rstd, weight, out=out)
+    _same(dx, [want[0]])
+    for one, other in zip(gradients, want[1:], strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -59,8 +59,7 @@ NF_INLINE void map_cells(T* y, int64_t n, A ahead, const Op& op) {
     while (i < to) {
       const int64_t m = to - i < L ? to - i : L;
       if (ahead.first != nullptr) ahead.template fetch<T, L, Op::fetch>(i);
-      if (m == L) Cells<C, T>::store(y + i, op.get(i));
-      else Cells<C, T>::store_n(y + i, op.get_n(i, int(m)), int(m));
+      Cells<C, T>::store_n(y + i, op.get_n(i, int(m)), int(m));
       i += m;
     }
   };
@@ -250,8 +249,7 @@ NF_INLINE void map_rows_at_once(T* y, int64_t row, int64_t n, int64_t pitch, con
       const auto k = op.at_n(i, m);
       for (int j = 0; j < R; ++j) {
         const int64_t cell = (row + j) * pitch + i;
-        if (m == L) Cells<C, T>::store(y + cell, op.get(rows[j], cell, k));
-        else Cells<C, T>::store_n(y + cell, op.get_n(rows[j], cell, m, k), m);
+        Cells<C, T>::store_n(y + cell, op.get_n(rows[j], cell, m, k), m);
       }
       i += m;
     }

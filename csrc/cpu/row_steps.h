@@ -63,6 +63,7 @@ template <class T> struct Group {
   const C* w;
   double *dweight, *dbias;  // the block's sums; null where this group is all there is, and its sums are the gradients
   C *sums_w, *sums_b;       // of the chains so far, column by column, where a group is done in parts
+  int64_t past_line = 0;    // if dx streams: cells by which rows begin behind the start of a cache line
   bool stream_gradients = false;
 };
 
@@ -179,7 +180,11 @@ template <class T, bool Stream>
 NF_INLINE void finish_columns(const Backward<T>& f, const Group<T>& u, int64_t c,
                               Vec<typename TypeOf<T>::compute> sum_w, Vec<typename TypeOf<T>::compute> sum_b, int k) {
   using C = typename TypeOf<T>::compute;
-  if (u.dweight != nullptr) {
+  if (u.dweight != nullptr && k < Lanes<C>::n) {  // not one more: its owner may be another thread
+    C w[Lanes<C>::n], b[Lanes<C>::n];
+    store(w, sum_w), store(b, sum_b);
+    for (int i = 0; i < k; ++i) u.dweight[c + i] += double(w[i]), u.dbias[c + i] += double(b[i]);
+  } else if (u.dweight != nullptr) {
     add_wide(u.dweight + c, sum_w), add_wide(u.dbias + c, sum_b);
   } else {
     const bool past = Stream && u.stream_gradients;
@@ -258,12 +263,21 @@ constexpr int step_width = 1;
 
 template <class T, bool Center, bool Stream, bool Dx, bool Fetch>
 __attribute__((noinline)) void columns_steps(const Backward<T>& f, const Group<T>& u) {
-  constexpr int64_t L = Lanes<typename TypeOf<T>::compute>::n;
+  using C = typename TypeOf<T>::compute;
+  constexpr int64_t L = Lanes<C>::n;
+  const WholeLines<C, Stream, T> lines(u.dx, f.n);
   int64_t c = 0;
-  for (; c + step_width * L <= f.n; c += step_width * L)
+  const auto store_until = [&](int64_t to) __attribute__((always_inline)) {
+    for (int64_t k; c < to; c += k) {
+      k = to - c < L ? to - c : L;
+      columns_step<T, 1, Center, false, Dx, Fetch, true>(f, u, c, int(k));
+    }
+  };
+  if constexpr (Stream) store_until(lines.before);
+  for (; c + step_width * L <= lines.end; c += step_width * L)
     columns_step<T, step_width, Center, Stream, Dx, Fetch, false>(f, u, c, 0);
-  for (; c + L <= f.n; c += L) columns_step<T, 1, Center, Stream, Dx, Fetch, false>(f, u, c, 0);
-  if (c < f.n) columns_step<T, 1, Center, false, Dx, false, true>(f, u, c, int(f.n - c));
+  for (; c < lines.end; c += L) columns_step<T, 1, Center, Stream, Dx, Fetch, false>(f, u, c, 0);
+  store_until(f.n);
 }
 
 // Step two of long rows: R of them at a time, along a strip of columns, with the sums of the chains in the first-level
@@ -291,12 +305,13 @@ __attribute__((noinline)) void strip_rows(const Backward<T>& f, const Group<T>& 
   for (int r = 0; r < R; ++r)
     hi[r] = splat<C>(u.k.hi[i + r]), rs[r] = splat<C>(u.k.rs[i + r]), t[r] = splat<C>(u.k.t[i + r]),
     a[r] = splat<C>(u.k.a[i + r]), b[r] = splat<C>(u.k.b[i + r]);
-  const auto add_to = [](C* sums, V v) { P::store(sums, P::load(sums) + v); };
-  // The vector of columns from c on; not `whole`: the last k.
+  // The vector of columns from c on; not `whole`: k of them.
   const auto step = [&](int64_t c, auto whole, int k) __attribute__((always_inline)) {
     V weight = splat<C>(1), chain_w = splat<C>(0), chain_b = chain_w;
     if (Dx && w != nullptr) weight = whole ? P::load(w + c) : P::load_n(w + c, k, C(0));
-    if (!starts) chain_w = P::load(strip.chains_w + (c - begin)), chain_b = P::load(strip.chains_b + (c - begin));
+    const auto get = [=](const C* p) { return whole ? P::load(p + (c - begin)) : P::load_n(p + (c - begin), k, C(0)); };
+    const auto set = [=](C* p, V v) { whole ? P::store(p + (c - begin), v) : P::store_n(p + (c - begin), v, k); };
+    if (!starts) chain_w = get(strip.chains_w), chain_b = get(strip.chains_b);
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       const int64_t at = r * pitch + c;
@@ -312,15 +327,17 @@ __attribute__((noinline)) void strip_rows(const Backward<T>& f, const Group<T>& 
       }
       chain_w = fma(d, v, chain_w), chain_b = chain_b + d;
     }
-    if (ends) {
-      add_to(sums_w + (c - begin), chain_w), add_to(sums_b + (c - begin), chain_b);
-    } else {
-      P::store(strip.chains_w + (c - begin), chain_w), P::store(strip.chains_b + (c - begin), chain_b);
-    }
+    if (ends) set(sums_w, get(sums_w) + chain_w), set(sums_b, get(sums_b) + chain_b);
+    else set(strip.chains_w, chain_w), set(strip.chains_b, chain_b);
   };
+  const WholeLines<C, Stream, T> lines(Stream ? dx + begin : nullptr, end - begin);
   int64_t c = begin;
-  for (; c + L <= end; c += L) step(c, std::true_type{}, int(L));
-  if (c < end) step(c, std::false_type{}, int(end - c));
+  const auto store_until = [&](int64_t to) __attribute__((always_inline)) {
+    for (int64_t k; c < to; c += k) k = to - c < L ? to - c : L, step(c, std::false_type{}, int(k));
+  };
+  if constexpr (Stream) store_until(begin + lines.before);
+  for (; c < begin + lines.end; c += L) step(c, std::true_type{}, int(L));
+  store_until(end);
 }
 
 // The columns [begin, end) of rows [i0, i1); i0 is a multiple of four.
@@ -331,12 +348,14 @@ __attribute__((noinline)) void strips(const Backward<T>& f, const Group<T>& u, i
   constexpr int64_t L = Lanes<C>::n;
   constexpr int R = 2;
   Strip<C> strip;
-  for (int64_t from = begin; from < end; from += strip_columns) {
-    const int64_t to = from + strip_columns < end ? from + strip_columns : end;
+  for (int64_t from = begin, to; from < end; from = to) {
+    // Where dx does not begin on a cache line, strips do nevertheless.
+    to = from + strip_columns - (from == begin ? u.past_line : 0);
+    if (to > end) to = end;
     C *sums_w = strip.sums_w, *sums_b = strip.sums_b;
     if (u.sums_w != nullptr) sums_w = u.sums_w + from, sums_b = u.sums_b + from;
-    if (i0 == 0) {  // the workspace is padded to whole vectors
-      const size_t bytes = size_t((to - from + L - 1) / L * L) * sizeof(C);
+    if (i0 == 0) {
+      const size_t bytes = size_t(to - from) * sizeof(C);
       std::memset(sums_w, 0, bytes), std::memset(sums_b, 0, bytes);
     }
     for (int i = i0; i < i1;) {
@@ -348,9 +367,12 @@ __attribute__((noinline)) void strips(const Backward<T>& f, const Group<T>& u, i
       i += rows;
     }
     if (i1 < u.rows) continue;
-    for (int64_t c = 0; c < to - from; c += L)
-      finish_columns<T, Stream>(f, u, from + c, Cells<C, C>::load(sums_w + c), Cells<C, C>::load(sums_b + c),
-                                int(to - from - c < L ? to - from - c : L));
+    int64_t c = 0;
+    for (; c + L <= to - from; c += L)
+      finish_columns<T, Stream>(f, u, from + c, Cells<C, C>::load(sums_w + c), Cells<C, C>::load(sums_b + c), int(L));
+    if (const int k = int(to - from - c); k > 0)
+      finish_columns<T, Stream>(f, u, from + c, Cells<C, C>::load_n(sums_w + c, k, C(0)),
+                                Cells<C, C>::load_n(sums_b + c, k, C(0)), k);
   }
 }
 

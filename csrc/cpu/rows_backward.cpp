@@ -23,6 +23,9 @@ template <class T> NF_INLINE int64_t padded(int64_t n) {
   return (n + L - 1) / L * L;
 }
 
+// Rows of so many bytes stream dx wherever it begins; shorter ones only from the start of a cache line.
+constexpr int64_t least_off_lines = 256;
+
 // Does the array start on a cache line? (One that nobody wants, null, counts as if it did.)
 NF_INLINE bool on_lines(const void* p) { return reinterpret_cast<uintptr_t>(p) % 64 == 0; }
 
@@ -41,7 +44,8 @@ NF_INLINE void fill_group(const Backward<T>& f, Group<T>& u, int64_t phase, int6
     u.dweight = f.block_sums + (phase * f.blocks + block) * 2 * width;
     u.dbias = u.dweight + width;
   }
-  u.stream_gradients = on_lines(f.a.dweight) && on_lines(f.a.dbias);
+  u.past_line = f.streaming ? int64_t(reinterpret_cast<uintptr_t>(u.dx) % 64 / sizeof(T)) : 0;
+  u.stream_gradients = u.past_line == 0 && on_lines(f.a.dweight) && on_lines(f.a.dbias);
   u.sums_w = f.group_sums != nullptr ? f.group_sums + slot * 2 * width : nullptr;
   u.sums_b = f.group_sums != nullptr ? u.sums_w + width : nullptr;
 }
@@ -218,7 +222,8 @@ template <class T, bool Center> bool backward_cells(Backward<T>& f) {
   const int64_t share = (f.phase_rows + 31) / 32;
   f.block_rows = share < 64 ? 64 : (share + group_rows - 1) / group_rows * group_rows;
   f.blocks = (f.phase_rows + f.block_rows - 1) / f.block_rows;
-  f.streaming = f.streaming && row_bytes % 64 == 0 && on_lines(f.a.dx);
+  // Down the rows, what does not lie on whole lines is written otherwise: all rows alike, and little of a row.
+  f.streaming = f.streaming && row_bytes % 64 == 0 && (on_lines(f.a.dx) || row_bytes >= least_off_lines);
   // Long rows: four at once, one link of the chains, which the caches hold from the first step to the second.
   f.short_rows = f.one_vector || group_rows * 2 * row_bytes <= (int64_t(1) << 14);
   f.at_once = f.short_rows || f.a.dx == nullptr ? group_rows : 4;

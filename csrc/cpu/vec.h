@@ -265,6 +265,7 @@ NF_INLINE F64 first_n(int k, F64 a, F64 b) { return first_lanes<double>(k, a, b)
 
 // ---- cells of any storage type to and from lanes ---------------------------------------------------------------
 
+// load_n and store_n: the first k lanes, all of them at most. load_n fills the others.
 // Generic: lane by lane, out of line, for the pairs whose speed does not matter (float64 redoing what float32 could
 // not, 16-bit data on a CPU without conversions). The pairs that matter are specialised below.
 template <class C, class T> struct Cells {
@@ -324,6 +325,7 @@ template <> struct Cells<float, float> : PlainCells<float> {
 #endif
   // Piece by piece: masked stores are slow on some CPUs, most of all where the vector lies on two cache lines.
   NF_INLINE void store_n(float* p, F32 v, int k) {
+    if (k & 16) return nf::store(p, v);
     __m256 a = lower8(v);
     if (k & 8) _mm256_storeu_ps(p, a), p += 8, a = upper8(v);
     __m128 b = _mm256_castps256_ps128(a);
@@ -443,6 +445,7 @@ NF_INLINE __m256i load16_n(const void* p, int k) {
 }
 #endif
 NF_INLINE void store16_n(void* to, __m256i h, int k) {
+  if (k & 16) return _mm256_storeu_si256(static_cast<__m256i*>(to), h);
   uint16_t* p = static_cast<uint16_t*>(to);
   __m128i a = _mm256_castsi256_si128(h);
   if (k & 8) _mm_storeu_si128(reinterpret_cast<__m128i*>(p), a), p += 8, a = _mm256_extracti128_si256(h, 1);
