@@ -47,7 +47,7 @@ template <class C, bool Stream, class T> struct WholeLines {
   }
 };
 
-// y[i] = op(i) for i in [0, n). An operation has get(i), the L cells from i, and get_n(i, k), the k < L cells from i.
+// y[i] = op(i) for i in [0, n). An operation has get(i), the L cells from i, and get_n(i, k), the k <= L cells from i.
 // For the first and the last cells memory is fetched, too: a single line left out of every row takes as long as memory
 // takes to answer.
 template <class C, bool Stream, class T, class A, class Op>
@@ -235,7 +235,7 @@ template <class C, class T, bool Center, bool Weighted> struct HatGradientOp {
 
 // y[r*pitch + i] = op(r, i) for R rows of n cells each. An operation has at(i), what the table holds for the L columns
 // from i, which is loaded once for all R rows; row(r), what belongs to row r, which stays in registers; get(w, j, k),
-// the cells from j = r*pitch + i with that w and k; and at_n and get_n for fewer than L.
+// the cells from j = r*pitch + i with that w and k; and at_n and get_n for k <= L of them.
 template <class C, bool Stream, int R, class T, class Op>
 NF_INLINE void map_rows_at_once(T* y, int64_t row, int64_t n, int64_t pitch, const Op& op) {
   constexpr int64_t L = Lanes<C>::n;
