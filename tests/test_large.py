@@ -1,7 +1,8 @@
 """Promise 6: indices are 64-bit. Every family of kernels on more than 2^31 cells, forward and backward.
 
 Arrays repeat one block of a size that divides no power of two: what a wrapped index would take is another cell. So the
-right bits of every cell are known from the block, and every cell is compared. In 16 bits, in place where that can be.
+right bits of every cell are known from the block, and every cell is compared; the three quick tests compare the last
+rows. In 16 bits, in place where that can be.
 """
 
 from __future__ import annotations
