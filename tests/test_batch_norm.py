@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+import warnings
+
 import numpy as np
 import pytest
 
@@ -120,6 +124,33 @@ def test_running_arrays_may_be_byteswapped(dtype, order):
     assert_same_bits(tuple(a.astype(dtype) for a in swapped), plain)
     evaluation = case.with_(training=False)
     assert_same_bits(evaluation.forward(x, running=swapped), evaluation.forward(x, running=plain))
+
+
+def test_running_arrays_beyond_float32():
+    """Those of float64 are never rounded to the type of x, which would warn and give infinity."""
+    x = data((4, 1, 9))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        y = nf.batch_norm(x, np.array([1e40]), np.array([1e80]))
+        running = np.array([1e300]), np.array([1e300])
+        nf.batch_norm(x, *running, training=True)
+    np.testing.assert_array_equal(y, np.full(x.shape, -1, F32))
+    np.testing.assert_allclose(running, 9e299, rtol=1e-15)
+
+
+def test_what_others_write_meanwhile_counts():
+    """The old value of a running statistic is read when the new one is written, not before the long way there."""
+    x = np.zeros((64, 64, 64, 64), F32)
+    seen = set()
+    for wait in np.linspace(0, 0.03, 7):
+        running = np.zeros(64, F32), np.ones(64, F32)
+        thread = threading.Thread(target=nf.batch_norm, args=(x, *running), kwargs={"training": True, "momentum": 0.5})
+        thread.start()
+        time.sleep(wait)
+        running[0][:] = 100
+        thread.join()
+        seen.add(running[0][0])
+    assert seen <= {50.0, 100.0}  # 0: the 100 was lost
 
 
 def test_running_arrays_in_the_memory_of_a_strided_x():

@@ -184,12 +184,19 @@ def test_axes_of_length_one():
     assert batch((1, 4, 5)).forward(x[:, :, ::1]).flags.c_contiguous
 
 
-def test_byteswapped_running_statistics_in_evaluation():
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", [F16, BF16, F32, F64], ids=str)
+def test_running_statistics_however_they_lie(dtype, way):
+    """Read in evaluation; read and written in training."""
     case = batch((6, 4, 10), training=False)
-    x = case.x()
-    mean, var = case.running(F64)
-    swapped = mean.astype(">f8"), var.astype(">f8")
-    assert_same_bits(case.forward(x, running=swapped), case.forward(x, running=(mean, var)))
+    x = case.x(dtype if dtype in (F16, BF16) else F32)
+    plain = case.running(dtype)
+    assert_same_bits(case.forward(x, running=tuple(map(way, plain))), case.forward(x, running=plain))
+    if way is read_only:
+        return
+    case, laid = case.with_(training=True), tuple(map(way, plain))
+    case.forward(x, running=laid), case.forward(x, running=plain)
+    assert_same_bits(tuple(a.astype(dtype) for a in laid), plain)
 
 
 @pytest.mark.parametrize("dtype", [F16, F32, F64], ids=str)

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "arrays.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdarg>
-#include <cstdio>
 #include <cstring>
 #include <new>
 
@@ -244,20 +244,19 @@ int64_t take_int(const char* fn, const char* name, PyObject* obj) {
   return v;
 }
 
-// `prefix`: what AxisError puts before its own text
-static int normal_axis(const char* prefix, int64_t axis, int nd) {
+static int normal_axis(const char* fn, const char* name, int64_t axis, int nd) {
   if (axis >= -nd && axis < nd) return int(axis < 0 ? axis + nd : axis);
   Ref module = Ref::checked(PyImport_ImportModule("numpy.exceptions"));
   Ref type = Ref::checked(PyObject_GetAttrString(module.get(), "AxisError"));
-  Ref error = Ref::checked(PyObject_CallFunction(type.get(), "Lis", static_cast<long long>(axis), nd, prefix));
+  // AxisError's own text follows.
+  Ref prefix = Ref::checked(name != nullptr ? PyUnicode_FromFormat("%s: %s", fn, name) : PyUnicode_FromString(fn));
+  Ref error = Ref::checked(PyObject_CallFunction(type.get(), "LiO", static_cast<long long>(axis), nd, prefix.get()));
   PyErr_SetObject(type.get(), error.get());
   throw Failure{};
 }
 
 int take_axis(const char* fn, PyObject* obj, int nd) {
-  char prefix[64];
-  std::snprintf(prefix, sizeof prefix, "%s: channel_axis", fn);
-  return normal_axis(prefix, take_int(fn, "channel_axis", obj), nd);
+  return normal_axis(fn, "channel_axis", take_int(fn, "channel_axis", obj), nd);
 }
 
 Axes take_axes(const char* fn, PyObject* obj, int nd) {
@@ -270,12 +269,12 @@ Axes take_axes(const char* fn, PyObject* obj, int nd) {
       PyErr_Clear();
       fail(PyExc_TypeError, "%s: axis must be an int or a tuple of ints, got %.100s", fn, Py_TYPE(obj)->tp_name);
     }
-    a.reduced[normal_axis(fn, take_int(fn, "axis", index.get()), nd)] = true;
+    a.reduced[normal_axis(fn, nullptr, take_int(fn, "axis", index.get()), nd)] = true;
     a.count = 1;
     return a;
   }
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(obj); ++i) {
-    const int axis = normal_axis(fn, take_int(fn, "axis", PyTuple_GET_ITEM(obj, i)), nd);
+    const int axis = normal_axis(fn, nullptr, take_int(fn, "axis", PyTuple_GET_ITEM(obj, i)), nd);
     if (a.reduced[axis]) fail(PyExc_ValueError, "%s: axis must name each axis once, got %R", fn, obj);
     a.reduced[axis] = true;
     ++a.count;
@@ -294,12 +293,8 @@ Ref permuted(Ref a, const int* permutation) {
   return Ref::checked(PyArray_Transpose(a.array(), &dims));
 }
 
-Param take_param(const char* fn, const char* name, PyObject* obj, const Source& x, int nd, const npy_intp* dims,
-                 const int* permutation, const char* match) {
-  Param p;
-  if (obj == Py_None) return p;
-  p.given = as_array(fn, name, obj);
-  PyArrayObject* a = p.given.array();
+void check_param(const char* fn, const char* name, PyArrayObject* a, const Source& x, int nd, const npy_intp* dims,
+                 const char* match) {
   DType dtype = DType::f64;
   PyArray_Descr* d = PyArray_DESCR(a);
   if (!float_type(d, &dtype) || (dtype != x.dtype && dtype != DType::f32 && dtype != DType::f64))
@@ -308,6 +303,16 @@ Param take_param(const char* fn, const char* name, PyObject* obj, const Source& 
   if (!same_dims(a, nd, dims))
     fail(PyExc_ValueError, "%s: %s must have shape %R to match %s, got %R", fn, name, shape_of(nd, dims).get(), match,
          shape_of(PyArray_NDIM(a), PyArray_DIMS(a)).get());
+}
+
+Param take_param(const char* fn, const char* name, PyObject* obj, const Source& x, int nd, const npy_intp* dims,
+                 const int* permutation, const char* match) {
+  Param p;
+  if (obj == Py_None) return p;
+  p.given = as_array(fn, name, obj);
+  PyArrayObject* a = p.given.array();
+  check_param(fn, name, a, x, nd, dims, match);
+  PyArray_Descr* d = PyArray_DESCR(a);
   p.descr = d;
   const int compute = x.dtype == DType::f64 ? NPY_DOUBLE : NPY_FLOAT;
   if (d->type_num == compute && permutation == nullptr && PyArray_ISCARRAY_RO(a)) {
@@ -341,6 +346,35 @@ Stat take_stat(const char* fn, const char* name, PyObject* obj, int nd, const np
       PyArray_FromArray(turned.array(), PyArray_DescrFromType(number), NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST));
   s.data = PyArray_DATA(s.array.array());
   return s;
+}
+
+template <class T> static void read_as(PyArrayObject* a, double* to) {
+  const npy_intp n = PyArray_SIZE(a), stride = PyArray_STRIDE(a, 0);
+  const char* from = PyArray_BYTES(a);
+  if (is_plain(a) && stride == npy_intp(sizeof(T))) {  // a loop that compilers turn into vectors
+    const T* p = reinterpret_cast<const T*>(from);
+    for (npy_intp i = 0; i < n; ++i) to[i] = double(Cast<T>::get(p[i]));
+    return;
+  }
+  for (npy_intp i = 0; i < n; ++i) {
+    char bytes[sizeof(T)];
+    std::memcpy(bytes, from + i * stride, sizeof(T));
+    if (PyArray_ISBYTESWAPPED(a)) std::reverse(bytes, bytes + sizeof(T));
+    T value;
+    std::memcpy(&value, bytes, sizeof(T));
+    to[i] = double(Cast<T>::get(value));
+  }
+}
+
+void read_doubles(PyArrayObject* a, double* to) {
+  DType type = DType::f64;
+  float_type(PyArray_DESCR(a), &type);
+  switch (type) {
+    case DType::f64: return read_as<double>(a, to);
+    case DType::f32: return read_as<float>(a, to);
+    case DType::f16: return read_as<f16>(a, to);
+    case DType::bf16: return read_as<bf16>(a, to);
+  }
 }
 
 int take_needs(const char* fn, PyObject* obj, bool has_weight, bool has_bias_gradient) {

@@ -146,6 +146,10 @@ struct Param {
 };
 Param take_param(const char* fn, const char* name, PyObject* obj, const Source& x, int nd, const npy_intp* dims,
                  const int* permutation, const char* match);
+void check_param(const char* fn, const char* name, PyArrayObject* a, const Source& x, int nd, const npy_intp* dims,
+                 const char* match);
+// What an array of one axis and of one of the four floating types holds, whatever its stride and byte order. Cannot fail.
+void read_doubles(PyArrayObject* a, double* to);
 
 // A statistic, contiguous and of `type` (f64 or f32).
 struct Stat {

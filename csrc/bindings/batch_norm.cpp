@@ -2,8 +2,8 @@
 // Batch norm: training (the batch's own statistics, running averages) and evaluation (the running ones).
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <optional>
-#include <vector>
 
 #include "../formula.h"
 #include "plans.h"
@@ -11,56 +11,51 @@
 namespace nf {
 namespace {
 
-// running_mean or running_var: as doubles; in training it is checked that it can be written.
-struct Running {
-  Stat values;
-  PyArrayObject* target = nullptr;
-};
+// Room for numbers that somebody else will fill.
+using Doubles = std::unique_ptr<double[]>;
+Doubles room_for(npy_intp n) { return Doubles(new double[size_t(n)]); }
 
-Running take_running(const char* fn, const char* name, PyObject* obj, const Source& x, const BatchPlan& p,
-                     bool training) {
-  Running r;
+// running_mean or running_var; in training it is checked that it can be written.
+Ref take_running(const char* fn, const char* name, PyObject* obj, const Source& x, const BatchPlan& p, bool training) {
   if (training) as_written(fn, name, ", since it is updated in place", obj);
-  // The same dtypes as a parameter may have.
-  const Param as_param = take_param(fn, name, obj, x, 1, &p.channels, nullptr, p.match);
-  if (training) {
-    r.target = reinterpret_cast<PyArrayObject*>(obj);
-    if (!PyArray_ISWRITEABLE(r.target))
-      fail(PyExc_ValueError, "%s: %s must be writable, since it is updated in place, got a read-only array", fn, name);
-  }
-  r.values = take_stat(fn, name, as_param.given.get(), 1, &p.channels, nullptr, DType::f64);
-  return r;
+  Ref given = as_array(fn, name, obj);
+  check_param(fn, name, given.array(), x, 1, &p.channels, p.match.text);  // the same dtypes as a parameter may have
+  if (training && !PyArray_ISWRITEABLE(given.array()))
+    fail(PyExc_ValueError, "%s: %s must be writable, since it is updated in place, got a read-only array", fn, name);
+  return given;
 }
 
-// What running statistics are about to become, rounded once to the dtype of their array. All memory is taken before
+// What a running statistic is about to become, rounded once to the dtype of its array. All memory is taken before
 // anything is computed, so that a call that fails has changed neither of the two.
 class NextRunning {
  public:
-  NextRunning(const Running& r, npy_intp channels)
-      : running_(r), values_(size_t(channels)), rounded_(PyArray_DESCR(r.target), 1, &channels, nullptr, false) {}
-  double* batch() { return values_.data(); }  // the batch's own, from the kernels
-  size_t size() const { return values_.size(); }
+  NextRunning(PyArrayObject* target, npy_intp channels)
+      : target_(target),
+        channels_(channels),
+        before_(room_for(channels)),
+        batch_(room_for(channels)),
+        rounded_(PyArray_DESCR(target), 1, &channels, nullptr, false) {}
+  double* batch() { return batch_.get(); }  // the batch's own, from the kernels
 
-  void average(double weight) {
-    const double* before = static_cast<const double*>(running_.values.data);
-    for (size_t c = 0; c < size(); ++c) values_[c] = running_average(before[c], values_[c], weight);
-    rounded_.fill(values_.data());
-  }
-  // Into the caller's array, whatever its stride and byte order.
-  void write() const {
-    PyArrayObject* to = running_.target;
-    const size_t bytes = size_t(PyArray_ITEMSIZE(to));
+  // The caller's array, whatever its stride and byte order. The old value is read only now, with the GIL: what others
+  // that train on the same array have done meanwhile counts. Cannot fail.
+  void update(double weight) {
+    read_doubles(target_, before_.get());
+    for (npy_intp c = 0; c < channels_; ++c) batch_[c] = running_average(before_[c], batch_[c], weight);
+    rounded_.fill(batch_.get());
+    const size_t bytes = size_t(PyArray_ITEMSIZE(target_));
     const char* from = static_cast<const char*>(rounded_.data());
-    for (size_t c = 0; c < size(); ++c) {
-      char* at = PyArray_BYTES(to) + npy_intp(c) * PyArray_STRIDE(to, 0);
-      std::memcpy(at, from + c * bytes, bytes);
-      if (PyArray_ISBYTESWAPPED(to)) std::reverse(at, at + bytes);
+    for (npy_intp c = 0; c < channels_; ++c) {
+      char* at = PyArray_BYTES(target_) + c * PyArray_STRIDE(target_, 0);
+      std::memcpy(at, from + size_t(c) * bytes, bytes);
+      if (PyArray_ISBYTESWAPPED(target_)) std::reverse(at, at + bytes);
     }
   }
 
  private:
-  const Running& running_;
-  std::vector<double> values_;
+  PyArrayObject* target_;
+  npy_intp channels_;
+  Doubles before_, batch_;
   ParamGradient rounded_;
 };
 
@@ -73,10 +68,10 @@ PyObject* batch_norm(PyObject*, PyObject* const* a, Py_ssize_t) {
     const bool training = take_bool(fn, "training", a[5]);
     const Averaging running = take_averaging(fn, a[6], a[7], a[8]);
     const double eps = take_eps(fn, a[9]);
-    const Param w = take_param(fn, "weight", w_obj, x, 1, &p.channels, nullptr, p.match);
-    const Param b = take_param(fn, "bias", b_obj, x, 1, &p.channels, nullptr, p.match);
+    const Param w = take_param(fn, "weight", w_obj, x, 1, &p.channels, nullptr, p.match.text);
+    const Param b = take_param(fn, "bias", b_obj, x, 1, &p.channels, nullptr, p.match.text);
     const bool given = take_given(fn, rm_obj, rv_obj, training);
-    Running rm, rv;
+    Ref rm, rv;
     if (given)
       rm = take_running(fn, "running_mean", rm_obj, x, p, training),
       rv = take_running(fn, "running_var", rv_obj, x, p, training);
@@ -97,9 +92,8 @@ PyObject* batch_norm(PyObject*, PyObject* const* a, Py_ssize_t) {
                             {w.given.get(), "weight", false},
                             {b.given.get(), "bias", false}};
     Result y(fn, out, x, inputs, 5);
-    const size_t channels = size_t(p.channels);
     std::optional<NextRunning> next_mean, next_var;
-    if (training && given) next_mean.emplace(rm, p.channels), next_var.emplace(rv, p.channels);
+    if (training && given) next_mean.emplace(rm.array(), p.channels), next_var.emplace(rv.array(), p.channels);
     Results results(stats ? 3 : 0);
     Ref mean, rstd;
     if (stats) mean = new_stat(x.dtype, 1, &p.channels, nullptr), rstd = new_stat(x.dtype, 1, &p.channels, nullptr);
@@ -118,29 +112,25 @@ PyObject* batch_norm(PyObject*, PyObject* const* a, Py_ssize_t) {
                                 true};
       if (p.channels > 0) ok = without_gil(x.bytes(), [&] { return kernels().columns_forward[int(x.dtype)](args); });
       if (!ok) out_of_memory();
-      if (given) {
-        for (size_t c = 0; c < channels; ++c)
-          next_var->batch()[c] = sample_variance(next_var->batch()[c], double(p.n), running.ddof);
-        next_mean->average(running.weight), next_var->average(running.weight);
-      }
+      for (npy_intp c = 0; given && c < p.channels; ++c)
+        next_var->batch()[c] = sample_variance(next_var->batch()[c], double(p.n), running.ddof);
     } else {
       // Copies: others may train on the same arrays while the GIL is released.
-      const double *mean_at = static_cast<const double*>(rm.values.data),
-                   *var_at = static_cast<const double*>(rv.values.data);
-      const std::vector<double> mean_in(mean_at, mean_at + channels), var_in(var_at, var_at + channels);
-      std::vector<double> rstd_in(channels);
-      const AffineMap args{p.columns, x.data(),       y.data(), mean_in.data(), var_in.data(),
-                           eps,       rstd_in.data(), w.data,   b.data};
-      if (channels > 0) ok = without_gil(x.bytes(), [&] { return kernels().affine[int(x.dtype)](args); });
+      const Doubles mean_of = room_for(p.channels), var_of = room_for(p.channels), rstd_of = room_for(p.channels);
+      read_doubles(rm.array(), mean_of.get()), read_doubles(rv.array(), var_of.get());
+      const AffineMap args{p.columns, x.data(),      y.data(), mean_of.get(), var_of.get(),
+                           eps,       rstd_of.get(), w.data,   b.data};
+      if (p.channels > 0) ok = without_gil(x.bytes(), [&] { return kernels().affine[int(x.dtype)](args); });
       if (!ok) out_of_memory();
-      if (stats) fill_stat(mean, mean_in.data()), fill_stat(rstd, rstd_in.data());
+      if (stats) fill_stat(mean, mean_of.get()), fill_stat(rstd, rstd_of.get());
     }
     Ref result = y.finish();
     if (stats) {
       Ref items[3] = {std::move(result), std::move(mean), std::move(rstd)};
       result = Ref(results.fill(items));
     }
-    if (next_mean) next_mean->write(), next_var->write();  // last: nothing after it can fail
+    if (next_mean)
+      next_mean->update(running.weight), next_var->update(running.weight);  // last: nothing after it can fail
     return result.release();
   });
 }
@@ -155,7 +145,7 @@ PyObject* batch_norm_backward(PyObject*, PyObject* const* a, Py_ssize_t) {
     const bool training = take_bool(fn, "training", a[5]);
     const Stat mean = take_stat(fn, "mean", a[2], 1, &p.channels, nullptr, stat_type(x.dtype));
     const Stat rstd = take_stat(fn, "rstd", a[3], 1, &p.channels, nullptr, stat_type(x.dtype));
-    const Param w = take_param(fn, "weight", w_obj, x, 1, &p.channels, nullptr, p.match);
+    const Param w = take_param(fn, "weight", w_obj, x, 1, &p.channels, nullptr, p.match.text);
     const int needs = take_needs(fn, a[7], w_obj != Py_None, true);
     if (out != Py_None && !(needs & need_x)) refuse_out(fn);
     if (training) check_batch(fn, p, x);

@@ -9,7 +9,7 @@ namespace nf::cuda {
 namespace {
 
 Array take_running(Call& call, const char* name, PyObject* obj, const InputX& x, const BatchPlan& p, bool training) {
-  Array a = take_parameter(call, name, obj, x, 1, &p.channels, p.match);
+  Array a = take_parameter(call, name, obj, x, 1, &p.channels, p.match.text);
   if (training && (a.read_only || a.library == Library::jax))
     fail(PyExc_ValueError, "%s: %s must be writable, since it is updated in place, got a read-only array", call.fn,
          name);
@@ -42,8 +42,8 @@ PyObject* batch_norm(PyObject*, PyObject* const* a, Py_ssize_t) {
     const bool training = take_bool(fn, "training", a[5]);
     const Averaging running = take_averaging(fn, a[6], a[7], a[8]);
     const double eps = take_eps(fn, a[9]);
-    const Array w = take_parameter(call, "weight", a[3], x, 1, &p.channels, p.match);
-    const Array b = take_parameter(call, "bias", a[4], x, 1, &p.channels, p.match);
+    const Array w = take_parameter(call, "weight", a[3], x, 1, &p.channels, p.match.text);
+    const Array b = take_parameter(call, "bias", a[4], x, 1, &p.channels, p.match.text);
     const bool has_running = take_given(fn, rm_obj, rv_obj, training);
     Array rm, rv;
     if (has_running) {
@@ -113,7 +113,7 @@ PyObject* batch_norm_backward(PyObject*, PyObject* const* a, Py_ssize_t) {
     const bool training = take_bool(fn, "training", a[5]);
     const Array mean = take_statistic(call, "mean", a[2], 1, &p.channels);
     const Array rstd = take_statistic(call, "rstd", a[3], 1, &p.channels);
-    const Array w = take_parameter(call, "weight", a[4], x, 1, &p.channels, p.match);
+    const Array w = take_parameter(call, "weight", a[4], x, 1, &p.channels, p.match.text);
     const int needs = take_needs(fn, a[7], a[4] != Py_None, true);
     if (out != Py_None && !(needs & need_x)) refuse_out(fn);
     if (training) check_batch(fn, p, x.source);

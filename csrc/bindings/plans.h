@@ -2,7 +2,7 @@
 // How the axes of each norm lie in memory, and which geometry of the kernels that is. The same on host and device.
 #pragma once
 
-#include <cstdio>
+#include <cstring>
 
 #include "arrays.h"
 
@@ -71,6 +71,18 @@ inline const int* stat_permutation(const LayerPlan& p, const Source& x) {
   return x.order.identity || p.kind == LayerPlan::gathered ? nullptr : x.order.axis;
 }
 
+// What a parameter must match, for the message if it does not. Every call makes one; printf would take a tenth of a
+// short call's time.
+struct Match {
+  char text[16] = "x axis ";
+  explicit Match(int axis) {
+    char* at = text + std::strlen(text);
+    if (axis >= 10) *at++ = char('0' + axis / 10);
+    *at++ = char('0' + axis % 10), *at = 0;
+  }
+};
+static_assert(NPY_MAXDIMS <= 100, "two digits");
+
 // ---- group norm, instance norm --------------------------------------------------------------------------------------
 
 // Where sample, channel and the other axes lie in memory.
@@ -125,11 +137,6 @@ inline npy_intp take_groups(const char* fn, PyObject* obj, npy_intp channels) {
   return npy_intp(groups);
 }
 
-struct Match {
-  char text[48];
-  explicit Match(int axis) { std::snprintf(text, sizeof text, "x axis %d", axis); }
-};
-
 // The number of groups that the statistics of a group norm tell.
 inline npy_intp groups_of(const char* fn, PyArrayObject* mean, npy_intp samples, npy_intp channels) {
   const bool pair = PyArray_NDIM(mean) == 2 && PyArray_DIM(mean, 0) == samples;
@@ -147,14 +154,14 @@ struct BatchPlan {
   Columns columns;
   npy_intp channels;
   int64_t n;  // values per channel
-  char match[48];
+  Match match;
 };
 
 inline BatchPlan batch_plan(const char* fn, const Source& x, PyObject* axis_obj) {
   if (x.nd() < 2)
     fail(PyExc_ValueError, "%s: x must have at least 2 dimensions, got shape %R", fn, shape_of(x.nd(), x.dims()).get());
   const int channel_axis = take_axis(fn, axis_obj, x.nd());
-  BatchPlan p;
+  BatchPlan p{{}, 0, 0, Match(channel_axis)};
   int64_t before = 1, after = 1;
   bool seen = false;
   for (int i = 0; i < x.nd(); ++i) {
@@ -165,7 +172,6 @@ inline BatchPlan batch_plan(const char* fn, const Source& x, PyObject* axis_obj)
   p.channels = x.dim(channel_axis);
   p.n = before * after;
   p.columns = {1, before, p.channels, after, after, true};
-  std::snprintf(p.match, sizeof p.match, "x axis %d", channel_axis);
   return p;
 }
 

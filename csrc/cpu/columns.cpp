@@ -438,8 +438,8 @@ template <class T> bool forward(const ColumnsForward& a) {
   Forward<T> f{a, a.g};
   const Columns& g = a.g;
   const int64_t bytes = g.batch * g.outer * g.channels * g.span * int64_t(sizeof(T));
-  f.threads = threads_for(bytes);
   f.is_planes = is_planes(g) && a.center;
+  f.threads = threads_for(f.is_planes ? bytes * plane_work : bytes);
   f.streaming = use_streaming(size_t(2 * bytes)) && streamable(static_cast<const T*>(a.y));
   f.chunks = ceil_div(g.outer, chunk_rows<C>(g));
   int64_t units, lanes_bytes = 0;

@@ -68,6 +68,9 @@ NF_INLINE PlaneCut cut_planes(const Columns& g, int64_t cell_bytes, int threads)
   return cut;
 }
 
+// Small planes take more time than as many bytes in rows do: each has its statistics. Large ones have many bytes anyhow.
+constexpr int64_t plane_work = 2;
+
 struct MatrixCut {
   int64_t width;  // columns of a row
   int64_t tile;   // columns of a unit
@@ -113,7 +116,7 @@ template <class T> NF_INLINE MatrixCut cut_matrix(const Columns& g, int arrays, 
 NF_INLINE int64_t table_repeats(const Columns& g, int64_t tile, int64_t width) {
   if (g.param_span == 0 || in_runs(g) || tile != width || width >= 256) return 1;
   const int64_t whole = width % 16 == 0 ? 1 : width % 8 == 0 ? 2 : width % 4 == 0 ? 4 : width % 2 == 0 ? 8 : 16;
-  return ceil_div(ceil_div(512, width), whole) * whole;
+  return ceil_div(smaller(ceil_div(512, width), g.outer), whole) * whole;
 }
 
 NF_INLINE int64_t padded64(int64_t n) { return (n + 63) / 64 * 64; }
@@ -153,11 +156,11 @@ NF_INLINE Stretches stretch_columns(int64_t columns, int64_t chunks, int threads
 template <class C, class MakeTerm>
 NF_INLINE void sum_planes(const Columns& g, int64_t from, int64_t planes, int64_t first, int64_t n, F64* lanes,
                           double* s, double* q, const MakeTerm& term) {
-  for (int64_t i = 0; i < 2 * n; ++i) lanes[i] = splat<double>(0);
+  const F64 zero = splat<double>(0);
   for (int64_t o = from; o < from + planes; ++o)
     for (int64_t i = 0; i < n; ++i) {
       const auto f = term((o * g.channels + first + i) * g.span, i);
-      F64 ls = lanes[2 * i], lq = lanes[2 * i + 1];
+      F64 ls = o == from ? zero : lanes[2 * i], lq = o == from ? zero : lanes[2 * i + 1];
       add_run<C>(f, g.span, ls, lq);
       lanes[2 * i] = ls, lanes[2 * i + 1] = lq;
     }

@@ -147,6 +147,17 @@ template <class T> void shared_units(Backward<T>& f) {
 
 // ---- parameter gradients --------------------------------------------------------------------------------------------
 
+// w and b of n parameters, to each of which belong `each` neighbouring pairs of sums.
+__attribute__((noinline)) void add_pairs(int n, int64_t each, const double* __restrict sums, double* __restrict w,
+                                         double* __restrict b) {
+  if (each == 1) {  // a loop that compilers turn into vectors
+    for (int i = 0; i < n; ++i) b[i] += sums[2 * i], w[i] += sums[2 * i + 1];
+    return;
+  }
+  for (int i = 0; i < n; ++i)
+    for (int64_t c = i * each; c < (i + 1) * each; ++c) b[i] += sums[2 * c], w[i] += sums[2 * c + 1];
+}
+
 template <class T> void sum_params(const Backward<T>& f) {
   const Columns& g = f.g;
   GradientWriter out(f.a.gradient_type, f.a.dweight, f.a.dbias);
@@ -163,16 +174,12 @@ template <class T> void sum_params(const Backward<T>& f) {
     return;
   }
   const int64_t row = f.is_planes ? g.channels : f.matrix.width, each = f.is_planes ? 1 : g.param_span;
-  for (int64_t p = 0; p < row / each; ++p) {
-    double w = 0, b = 0;
-    for (int64_t i = 0; i < g.batch; ++i)
-      for (int64_t c = p * each; c < (p + 1) * each; ++c) {
-        const double* sums = f.column_sums + (i * row + c) * 2;
-        b += sums[0], w += sums[1];
-      }
-    out.add(w, b);
+  for (int64_t p = 0; p < row / each; p += GradientWriter::size) {
+    const int n = int(smaller(GradientWriter::size, row / each - p));
+    out.add_some(n, [&](double* w, double* b) {
+      for (int64_t i = 0; i < g.batch; ++i) add_pairs(n, each, f.column_sums + (i * row + p * each) * 2, w, b);
+    });
   }
-  out.flush();
 }
 
 template <class T> bool backward(const ColumnsBackward& a) {
@@ -180,11 +187,11 @@ template <class T> bool backward(const ColumnsBackward& a) {
   Backward<T> f{a, a.g};
   const Columns& g = a.g;
   const int64_t bytes = g.batch * g.outer * g.channels * g.span * int64_t(sizeof(T));
-  f.threads = threads_for(bytes);
   f.w = static_cast<const C*>(a.weight);
   f.wants_params = a.dweight != nullptr || a.dbias != nullptr;
   f.needs_sums = (a.dx != nullptr && !a.frozen) || (f.wants_params && g.param_span != 0);
   f.is_planes = is_planes(g) && a.center;
+  f.threads = threads_for(f.is_planes ? bytes * plane_work : bytes);
   f.streaming = use_streaming(size_t(3 * bytes)) && streamable(static_cast<const T*>(a.dx));
   f.chunks = ceil_div(g.outer, chunk_rows<C>(g));
   int64_t units, lanes_bytes = 0;

@@ -77,6 +77,20 @@ template <class C, class Term> NF_INLINE void add_chain(const Term& f, int64_t i
   s = s + (s1 + a), q = q + fma(b, c, q1);
 }
 
+// The last chain of a run: the cells [i, n), fewer than four whole vectors.
+template <class C, class Term> NF_INLINE void add_last(const Term& f, int64_t i, int64_t n, Vec<C>& s1, Vec<C>& q1) {
+  constexpr int64_t L = Lanes<C>::n;
+  Vec<C> a, b, c;
+  for (; i + L <= n; i += L) {
+    f.get(i, a, b, c);
+    s1 = s1 + a, q1 = fma(b, c, q1);
+  }
+  if (i < n) {
+    f.get_n(i, int(n - i), a, b, c);
+    s1 = s1 + a, q1 = fma(b, c, q1);
+  }
+}
+
 // One group, or what there is of it: the cells [i, n), at most sixteen vectors.
 template <class C, class Term> NF_INLINE void add_group(const Term& f, int64_t i, int64_t n, Vec<C>& s3, Vec<C>& q3) {
   constexpr int64_t L = Lanes<C>::n;
@@ -84,15 +98,8 @@ template <class C, class Term> NF_INLINE void add_group(const Term& f, int64_t i
   Vec<C> s2 = zero, q2 = zero;
   for (; i + 4 * L <= n; i += 4 * L) add_chain<C>(f, i, s2, q2);
   if (i < n) {
-    Vec<C> a, b, c, s1 = zero, q1 = zero;
-    for (; i + L <= n; i += L) {
-      f.get(i, a, b, c);
-      s1 = s1 + a, q1 = fma(b, c, q1);
-    }
-    if (i < n) {
-      f.get_n(i, int(n - i), a, b, c);
-      s1 = s1 + a, q1 = fma(b, c, q1);
-    }
+    Vec<C> s1 = zero, q1 = zero;
+    add_last<C>(f, i, n, s1, q1);
     s2 = s2 + s1, q2 = q2 + q1;
   }
   s3 = s3 + s2, q3 = q3 + q2;
@@ -131,7 +138,8 @@ template <class C, class Term> NF_INLINE void add_blocks(const Term& f, int64_t 
 template <class C, class Term> NF_INLINE void add_run(const Term& f, int64_t n, F64& s, F64& q) {
   if (n > 16 * Lanes<C>::n) return add_blocks<C>(f, 0, n, s, q);
   Vec<C> s3 = splat<C>(0), q3 = s3;
-  add_group<C>(f, 0, n, s3, q3);
+  if (n < 4 * Lanes<C>::n) add_last<C>(f, 0, n, s3, q3);  // nothing but zeros to add the chain to
+  else add_group<C>(f, 0, n, s3, q3);
   s = s + BlockSums<C>::widen(s3), q = q + BlockSums<C>::widen(q3);
 }
 
@@ -193,11 +201,11 @@ template <class C, class T> struct Slopes {
   using V = Vec<C>;
   __attribute__((always_inline)) inline void get(int64_t i, V& a, V& b, V& c) const {
     a = b = Cells<C, T>::load(dy + i);
-    c = Cells<C, T>::load(x + i) - splat<C>(k);
+    c = fma(Cells<C, T>::load(x + i), splat<C>(1), splat<C>(-k));  // as in Shifted
   }
   __attribute__((always_inline)) inline void get_n(int64_t i, int n, V& a, V& b, V& c) const {
     a = b = Cells<C, T>::load_n(dy + i, n, C(0));
-    c = Cells<C, T>::load_n(x + i, n, k) - splat<C>(k);
+    c = fma(Cells<C, T>::load_n(x + i, n, k), splat<C>(1), splat<C>(-k));
   }
 };
 

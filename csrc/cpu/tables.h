@@ -65,11 +65,19 @@ NF_INLINE void round_gradients(DType type, void* out, int64_t at, const double* 
 // Collects gradients in order, and rounds a handful at a time.
 class GradientWriter {
  public:
+  static constexpr int size = 64;
   __attribute__((always_inline)) inline GradientWriter(DType type, void* dweight, void* dbias)
       : type_(type), dweight_(dweight), dbias_(dbias) {}
   __attribute__((always_inline)) inline void add(double w, double b) {
     w_[count_] = w, b_[count_] = b;
     if (++count_ == size) flush();
+  }
+  // Up to `size` at once, which `sum` adds to zeros.
+  template <class Sum> __attribute__((always_inline)) inline void add_some(int n, const Sum& sum) {
+    for (int i = 0; i < n; ++i) w_[i] = b_[i] = 0;
+    sum(w_, b_);
+    count_ = n;
+    flush();
   }
   __attribute__((always_inline)) inline void flush() {
     round_gradients(type_, dweight_, at_, w_, count_);
@@ -78,7 +86,6 @@ class GradientWriter {
   }
 
  private:
-  static constexpr int size = 64;
   DType type_;
   void *dweight_, *dbias_;
   int64_t at_ = 0;
