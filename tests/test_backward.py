@@ -202,3 +202,35 @@ def test_the_comparison_notices_errors():
             with pytest.raises(AssertionError, match="gradient off"):
                 assert_gradients(wrong, want)
         assert not same_bits(got[0], got[0] * dtype.type(2))
+
+
+@pytest.mark.parametrize("extreme", [None, 1e30, 1e-30])
+@pytest.mark.parametrize("weighted", [False, True], ids=["ones", "weight"])
+@pytest.mark.parametrize("dtype", [F32, BF16, F64], ids=str)
+@pytest.mark.parametrize("make", [layer, rms])
+@pytest.mark.parametrize("n", [2, 7, 8, 15, 16])
+def test_dx_alone_of_short_rows(n, make, dtype, weighted, extreme):
+    """They go sixteen at a time, the last ones and those that float32 cannot hold one by one: with the bits that they
+    have beside dweight and dbias, and by themselves, in place and wherever dx begins."""
+    case = make((37, n))
+    x, dy = case.x(dtype), case.dy(dtype)
+    if extreme:
+        for r in (3, 20, 36):
+            x[r] = (x[r].astype(F64) * extreme).astype(dtype)
+    weight = case.weight(dtype) if weighted else None
+    stats = case.exact_stats(x)
+    want = case.exact_backward(dy, x, *stats, weight)
+    dx = case.backward(dy, x, *stats, weight, needs=("x",))[0]
+    assert_gradient(dx, want.dx, want.dx_terms)
+    assert_same_bits(dx, case.backward(dy, x, *stats, weight, needs=case.names)[0])
+    for r in (0, 3, 15, 16, 36):
+        alone = slice(r, r + 1)
+        one = case.backward(dy[alone], x[alone], *(s if s is None else s[alone] for s in stats), weight, needs=("x",))[
+            0
+        ]
+        assert_same_bits(one, dx[alone])
+    room = np.zeros(dy.size + 1, dtype)
+    for out in (dy.copy(), room[1:].reshape(dy.shape), room[:-1].reshape(dy.shape)):
+        out[...] = dy
+        case.backward(out, x, *stats, weight, needs=("x",), out=out)
+        assert_same_bits(out, dx)

@@ -203,6 +203,8 @@ __attribute__((noinline)) void forward_group(const Forward<T>& f, int64_t first)
   using W = Cells<C, C>;
   T* y = static_cast<T*>(f.a.y) + first * n;
   const bool stream = Stream && Whole && reinterpret_cast<uintptr_t>(y) % 64 == 0;
+  const bool more = stream && f.ahead != 0 && first + f.ahead + short_group <= f.g.count;
+  const T* next = more ? x + f.ahead * n : nullptr;
   for (int c = 0; c < n; c += L) {
     const int k = Whole || n - c > L ? L : n - c;
     Vec<C> w = splat<C>(1), b = splat<C>(0);
@@ -210,6 +212,7 @@ __attribute__((noinline)) void forward_group(const Forward<T>& f, int64_t first)
     if (f.b != nullptr) b = k == L ? W::load(f.b + c) : W::load_n(f.b + c, k, 0);
     for (int i = 0; i < short_group; ++i) {
       const int64_t at = i * n + c;
+      if (next != nullptr) fetch_lines<1, 3>(next + at);
       Vec<C> v = k == L ? P::load(x + at) : P::load_n(x + at, k, 0);
       if constexpr (Center) v = fma(v - splat<C>(hi[i]), splat<C>(rs[i]), splat<C>(t[i]));
       else v = v * splat<C>(rs[i]);

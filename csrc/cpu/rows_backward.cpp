@@ -167,6 +167,37 @@ template <class T, bool Center, bool Stream> void dx_rows(void* context, int64_t
   stream_fence(Stream);
 }
 
+// The same for rows of one vector, a group of them at a time.
+template <class T, bool Center, bool Stream> void dx_short(void* context, int64_t begin, int64_t end, int slot) {
+  using C = typename TypeOf<T>::compute;
+  constexpr int64_t L = Lanes<C>::n;
+  Backward<T> f = *static_cast<const Backward<T>*>(context);
+  f.extreme = true;  // for rows that go one by one: nobody has looked
+  Group<T> u;
+  u.rows = group_rows, u.step = 1, u.pitch = f.n, u.w = f.w, u.dweight = u.dbias = nullptr;
+  const auto map = [&f, &u](T* dx, auto weighted) __attribute__((always_inline)) {
+    const bool stream = Stream && f.n == L && on_lines(dx);
+    for (int i = 0; i < group_rows; ++i) {
+      const Hat<C> hat{u.k.hi[i], u.k.rs[i], u.k.t[i]};
+      const HatGradientOp<C, T, Center, weighted> op{u.dy + i * f.n, u.x + i * f.n, hat, {u.k.a[i], u.k.b[i]}, u.w};
+      if (f.n < L) Cells<C, T>::store_n(dx + i * f.n, op.get_n(0, int(f.n)), int(f.n));
+      else if (stream) put<true, C>(dx + i * f.n, op.get(0));
+      else put<false, C>(dx + i * f.n, op.get(0));
+    }
+  };
+  int64_t r = begin;
+  for (; r + group_rows <= end; r += group_rows) {
+    u.first = r, u.dy = static_cast<const T*>(f.a.dy) + r * f.n, u.x = static_cast<const T*>(f.a.x) + r * f.n;
+    T* dx = static_cast<T*>(f.a.dx) + r * f.n;
+    const bool ordinary = f.n == L ? short_sums<T, Center, true>(f, u) : short_sums<T, Center, false>(f, u);
+    if (!ordinary) dx_rows<T, Center, Stream>(&f, r, r + group_rows, slot);
+    else if (f.w != nullptr) map(dx, std::true_type{});
+    else map(dx, std::false_type{});
+  }
+  if (r < end) return dx_rows<T, Center, Stream>(&f, r, end, slot);
+  stream_fence(Stream);
+}
+
 // Adds the blocks of each column up, in order, and folds the cells of a channel.
 template <class T> void sum_blocks(const Backward<T>& f) {
   const int64_t width = padded<T>(f.n), span = f.a.g.span, channels = f.a.g.channels;
@@ -215,7 +246,9 @@ template <class T, bool Center> bool backward_cells(Backward<T>& f) {
     int64_t grain = share < cap ? share : cap;
     if (grain < least) grain = least;
     if (f.threads == 1) grain = f.g.count;
-    parallel_for(f.g.count, grain, f.streaming ? dx_rows<T, Center, true> : dx_rows<T, Center, false>, &f, f.threads);
+    const auto rows = f.one_vector ? (f.streaming ? dx_short<T, Center, true> : dx_short<T, Center, false>)
+                                   : (f.streaming ? dx_rows<T, Center, true> : dx_rows<T, Center, false>);
+    parallel_for(f.g.count, grain, rows, &f, f.threads);
     return true;
   }
   f.phase_rows = f.g.count / f.g.period;
@@ -363,7 +396,8 @@ template <class T> bool backward(const RowsBackward& a) {
                 false,
                 false};
   f.threads = threads_for(a.g.count * a.g.channels * a.g.span * int64_t(sizeof(T)));
-  f.one_vector = a.g.span == 1 && f.wants_params && a.dx != nullptr && f.n > 1 && f.n <= Lanes<C>::n;
+  f.one_vector =
+      a.g.span == 1 && (f.wants_params || a.g.period == 1) && a.dx != nullptr && f.n > 1 && f.n <= Lanes<C>::n;
   if (sizeof(C) == 4 && !f.one_vector)
     for (int64_t r = 0; r < a.g.count && !f.extreme; ++r)
       f.extreme = !fits_single_backward(mean_of(f, r), rstd_of_row(f, r));

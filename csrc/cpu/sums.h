@@ -201,11 +201,11 @@ template <class C, class T> struct Slopes {
   using V = Vec<C>;
   __attribute__((always_inline)) inline void get(int64_t i, V& a, V& b, V& c) const {
     a = b = Cells<C, T>::load(dy + i);
-    c = fma(Cells<C, T>::load(x + i), splat<C>(1), splat<C>(-k));  // as in Shifted
+    c = Cells<C, T>::load(x + i) - splat<C>(k);
   }
   __attribute__((always_inline)) inline void get_n(int64_t i, int n, V& a, V& b, V& c) const {
     a = b = Cells<C, T>::load_n(dy + i, n, C(0));
-    c = fma(Cells<C, T>::load_n(x + i, n, k), splat<C>(1), splat<C>(-k));
+    c = Cells<C, T>::load_n(x + i, n, k) - splat<C>(k);
   }
 };
 
