@@ -61,7 +61,7 @@ coverage: $(STAMPS)/package $(STAMPS)/test  ## branch coverage of bindings, disp
 fuzz: $(STAMPS)/package $(STAMPS)/test  ## fuzz the public functions for ten minutes, guided by atheris where it installs
 	-$(BIN)/python -m pip install --quiet atheris
 	mkdir -p build/fuzz
-	$(BIN)/python tests/fuzz/fuzz_api.py --seconds 600 --seed $$(date +%s) \
+	$(BIN)/python tests/fuzz/fuzz_api.py --seconds 600 --seed $$(date +%s) --around 1000 \
 	  $$($(BIN)/python -c 'import atheris' 2> /dev/null && echo --guided build/fuzz/corpus)
 
 mutants: $(STAMPS)/package $(STAMPS)/test  ## change the library in 200 small ways: do the tests notice? an hour and more

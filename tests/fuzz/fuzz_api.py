@@ -2,6 +2,7 @@
 
     python tests/fuzz/fuzz_api.py --calls 100000 --seed 1                  # random bytes, nothing to install
     python tests/fuzz/fuzz_api.py --guided CORPUS --seconds 3600 --seed 1  # pip install atheris
+    python tests/fuzz/fuzz_api.py --calls 100000 --seed 1 --around 1000    # 1000 quick ones around each: around.py
     python tests/fuzz/fuzz_api.py --replay 0a1b2c...                       # what a find was
 
 Atheris sees the coverage of Python code: of normfast's own, which is thin, and of `calls.py`. The checks are in C++, so
@@ -29,6 +30,7 @@ import numpy as np
 HANG = 60  # seconds for one call, which takes milliseconds
 LENGTH = 160  # bytes: more than a call uses
 OUTCOMES = 1 << 14
+WARM = 1000  # calls after which caches are full
 AGAIN = 200  # repetitions of a call to see whether it loses memory
 
 
@@ -37,8 +39,8 @@ class Report:
 
     def __init__(self):
         self.started = time.monotonic()
-        self.calls = self.succeeded = 0
-        self.blocks_grown = None
+        self.calls = self.succeeded = self.around = self.around_succeeded = 0
+        self.blocks_grown = self.early = None
         self.functions = {}
         self.outcomes = bytearray(OUTCOMES)  # nothing here may grow with the number of calls
         self.finds = {}
@@ -48,6 +50,8 @@ class Report:
         self.succeeded += not call.wrong
         self.functions.setdefault(call.function, [0, 0])[bool(call.wrong)] += 1
         self.outcomes[place] = 1
+        if self.calls == WARM:
+            self.early = held()
 
     def find(self, data, call, text):
         self.finds.setdefault(
@@ -65,10 +69,18 @@ class Report:
                 "succeeded": self.succeeded,
                 "outcomes": sum(self.outcomes),
                 "functions": self.functions,  # good calls and wrong ones of each
+                "around": self.around,  # quick calls, see around.py
+                "around succeeded": self.around_succeeded,
+                "memory": [self.early, held()],  # MB of the process, blocks of Python's: once warm, and at the end
                 "blocks grown": self.blocks_grown,  # see blocks_lost
                 "finds": list(self.finds.values()),
             }
         )
+
+
+def held():
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1_000_000, sys.getallocatedblocks()
 
 
 def kind_of(text):
@@ -76,14 +88,19 @@ def kind_of(text):
     return re.sub(r"[0-9.e+-]+", "#", text)[:30]
 
 
-def try_bytes(data, report):
-    """Makes and judges one call; which outcome it was, for whoever guides."""
+def try_bytes(data, report, around):
+    """Makes and judges one call, and so many around it; which outcome it was, for whoever guides."""
+    from fuzz.around import try_around
     from fuzz.calls import drawn
     from fuzz.judge import Find, judge
 
     call = drawn(data)
     try:
         verdict = judge(call)
+        if around:
+            made, succeeded = try_around(data, LENGTH, around)
+            report.around += made
+            report.around_succeeded += succeeded
     except Find as find:
         report.find(data, call, str(find))
         verdict = kind_of(str(find))
@@ -92,7 +109,7 @@ def try_bytes(data, report):
     return place
 
 
-def unguided(calls, seconds, seed, last):
+def unguided(calls, seconds, seed, last, around):
     """Random bytes. What is being tried stands in the file `last`: after a crash it is the find."""
     random = np.random.Generator(np.random.PCG64(seed))
     report = Report()
@@ -103,7 +120,7 @@ def unguided(calls, seconds, seed, last):
                 file.seek(0)
                 file.write(data)
             signal.alarm(HANG)
-            try_bytes(data, report)
+            try_bytes(data, report, around)
     signal.alarm(0)
     return report
 
@@ -126,20 +143,20 @@ def blocks_lost(seed):
     return max(grown)
 
 
-def guided(corpus, calls, seconds, seed):
+def guided(corpus, calls, seconds, seed, around):
     """Atheris draws the bytes, and keeps in the folder `corpus` those that led somewhere new. Never returns."""
     import atheris
 
     with atheris.instrument_imports(include=["normfast", "fuzz.calls"]):
         import fuzz.calls
         import normfast  # noqa: F401
-    import fuzz.judge  # noqa: F401
+    import fuzz.around  # noqa: F401
 
     places = [atheris._reserve_counter() for _ in range(OUTCOMES)]
     report = Report()
 
     def one(data):
-        atheris._trace_branch(places[try_bytes(data, report)])
+        atheris._trace_branch(places[try_bytes(data, report, around)])
         if report.done(calls, seconds):
             print(report, flush=True)
             os._exit(1 if report.finds else 0)
@@ -149,9 +166,9 @@ def guided(corpus, calls, seconds, seed):
     atheris.Fuzz()
 
 
-def replay(data):
+def replay(data, around):
     report = Report()
-    try_bytes(data, report)
+    try_bytes(data, report, around)
     from fuzz.calls import drawn
 
     print(drawn(data))
@@ -165,6 +182,7 @@ def main():
     parser.add_argument("--calls", type=int, default=1 << 62)
     parser.add_argument("--seconds", type=int)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--around", type=int, default=0, help="quick calls around each")
     parser.add_argument("--memory", action="store_true", help="see whether calls lose memory")
     parser.add_argument("--last", help="file for the bytes of the present call")
     parser.add_argument("--guided", metavar="CORPUS", help="folder of what atheris found worth keeping")
@@ -173,12 +191,13 @@ def main():
     if given.replay:
         path = Path(given.replay)
         is_file = len(given.replay) < 200 and path.is_file()
-        sys.exit(0 if replay(path.read_bytes() if is_file else bytes.fromhex(given.replay)) else 1)
+        data = path.read_bytes() if is_file else bytes.fromhex(given.replay)
+        sys.exit(0 if replay(data, given.around) else 1)
     if given.guided:
         Path(given.guided).mkdir(parents=True, exist_ok=True)
-        guided(given.guided, given.calls, given.seconds, given.seed)
+        guided(given.guided, given.calls, given.seconds, given.seed, given.around)
         return
-    report = unguided(given.calls, given.seconds, given.seed, given.last)
+    report = unguided(given.calls, given.seconds, given.seed, given.last, given.around)
     if given.memory:
         report.blocks_grown = blocks_lost(given.seed)
     print(report)
