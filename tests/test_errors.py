@@ -421,6 +421,21 @@ def test_entry_points_count_their_arguments():
                 getattr(_core, name)(*[X32] * given)
 
 
+@pytest.mark.parametrize("name", ["x", "weight", "dy", "rstd"])
+def test_numpy_s_reason_comes_behind_the_name(name):
+    """Of what no array can be made of; the kind of the error stays as well."""
+    function = "rms_norm_backward"
+
+    class Odd:
+        def __array__(self, dtype=None, copy=None):
+            raise TypeError("made of nothing")
+
+    ragged = [[1.0, 2], [3]]
+    for odd, error, reason in [(ragged, ValueError, "setting an array"), (Odd(), TypeError, "made of nothing")]:
+        with pytest.raises(error, match=f"^{function}: {name} must be an array: {reason}"):
+            getattr(nf, function)(**base(function) | {name: odd})
+
+
 def test_an_exception_of_the_input_comes_through():
     class Broken:
         def __array__(self, dtype=None, copy=None):
