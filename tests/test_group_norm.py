@@ -27,6 +27,24 @@ def test_groups(shape, channel_axis, num_groups):
         assert_gradients(got, case.exact_backward(dy, x, mean, rstd, weight))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("weighted", [False, True], ids=["ones", "weight"])
+@pytest.mark.parametrize(
+    ("shape", "num_groups"),
+    [*(((2, channels, 3, 7), 1) for channels in (63, 64, 65, 128, 129)), ((2, 390, 2), 3), ((1, 130, 41, 40), 1)],
+)
+def test_groups_of_many_channels(shape, num_groups, weighted, dtype, threads):
+    """The coefficients of 64 channels are computed together; threads share a large group in the middle of one."""
+    case = group(shape, num_groups)
+    x, dy = case.x(dtype), case.dy(dtype)
+    weight, bias = (case.weight(dtype), case.bias(dtype)) if weighted else (None, None)
+    y, mean, rstd = case.forward(x, weight, bias, return_stats=True)
+    assert_forward(y, case.exact_forward(x, weight, bias))
+    nf.set_num_threads(3)
+    assert_same_bits(case.forward(x, weight, bias), y)
+    assert_gradients(case.backward(dy, x, mean, rstd, weight), case.exact_backward(dy, x, mean, rstd, weight))
+
+
 def test_groups_are_of_consecutive_channels():
     """Moving one channel moves the results of its own group only."""
     case = group((1, 6, 7), 3)
