@@ -145,7 +145,7 @@ template <class T> void begin_unit(const Backward<T>& f, Unit<T>& u) {
     const int64_t at = first_channel(f, u);
     u.extreme = !column_shifts<C, S>(channels, static_cast<const S*>(f.a.mean) + at,
                                      static_cast<const S*>(f.a.rstd) + at, u.shift);
-    if (!u.extreme) return;
+    return;
   }
   u.extreme = false;
   for (int64_t i = 0; i < channels; ++i) {
