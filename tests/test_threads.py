@@ -39,6 +39,9 @@ LARGE = [
     batch((20_011, 100)),
     batch((7, 19, 89, 87), training=False),
     batch((7, 89, 87, 19), channel_axis=-1, training=False),
+    # Backward: rows so wide that threads share each, and so many that their parameter gradients are several blocks.
+    layer((150, 8209)),
+    group((150, 5600, 3), 2),
 ]
 COUNTS = (1, 2, 3, 7)
 
