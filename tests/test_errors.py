@@ -279,6 +279,17 @@ def test_axis_error_carries_the_axis():
             assert isinstance(caught.value, IndexError)
 
 
+@pytest.mark.parametrize("axis", [9, 10, 63])
+def test_the_number_of_a_far_axis(axis):
+    """In the text of what a parameter must match: one digit, and two."""
+    shape = [2] + [1] * 63
+    shape[axis] = 3
+    with pytest.raises(
+        ValueError, match=rf"^batch_norm: weight must have shape \(3,\) to match x axis {axis}, got \(2,\)$"
+    ):
+        nf.batch_norm(np.ones(shape), training=True, weight=ones(2), channel_axis=axis)
+
+
 def test_one_value_per_channel():
     for shape, axis in [((1, 6), 1), ((1, 6, 1), 1), ((1, 1, 6), -1), ((6, 1), 0)]:
         running = zeros(6), ones(6)
