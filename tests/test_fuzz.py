@@ -20,6 +20,7 @@ from _cases import batch, group, instance, layer, rng
 from _checks import F32, F64, assert_forward, assert_gradients
 from fuzz.around import try_around
 from fuzz.calls import CONTROLS, OPS, Draw, drawn
+from fuzz.fuzz_api import LENGTH
 from fuzz.judge import Find, judge
 
 FUZZ = "from fuzz.fuzz_api import main; main()"
@@ -197,12 +198,12 @@ AROUND = {  # what of these the quick calls around a drawn one notice, and how t
     "a copy of out": "does not return `out`",
     "a reference": "reference",
 }
-NOTICED = [(name, told, judge) for name, (_, told) in BROKEN.items()]
-NOTICED += [(name, told, None) for name, told in AROUND.items()]
+NOTICED = [(name, told, False) for name, (_, told) in BROKEN.items()]
+NOTICED += [(name, told, True) for name, told in AROUND.items()]
 
 
-@pytest.mark.parametrize(("name", "told", "judged"), NOTICED, ids=[n + " around" * (j is None) for n, _, j in NOTICED])
-def test_what_is_noticed(name, told, judged, monkeypatch):
+@pytest.mark.parametrize(("name", "told", "around"), NOTICED, ids=[n + " around" * a for n, _, a in NOTICED])
+def test_what_is_noticed(name, told, around, monkeypatch):
     real, broken = nf.layer_norm, BROKEN[name][0]
     monkeypatch.setattr(nf, "layer_norm", lambda **arguments: broken(real, arguments))
     random, texts = rng(5), set()
@@ -211,7 +212,7 @@ def test_what_is_noticed(name, told, judged, monkeypatch):
         call = drawn(data)
         assert call.function == "layer_norm"
         try:
-            judge(call) if judged else try_around(data, 160, 30)
+            try_around(data, LENGTH, 30) if around else judge(call)
         except Find as find:
             texts.add(str(find))
             if told in str(find):

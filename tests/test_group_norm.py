@@ -40,7 +40,7 @@ def test_groups_of_many_channels(shape, num_groups, weighted, dtype, threads):
     weight, bias = (case.weight(dtype), case.bias(dtype)) if weighted else (None, None)
     y, mean, rstd = case.forward(x, weight, bias, return_stats=True)
     assert_forward(y, case.exact_forward(x, weight, bias))
-    nf.set_num_threads(3)
+    threads(3)
     assert_same_bits(case.forward(x, weight, bias), y)
     assert_gradients(case.backward(dy, x, mean, rstd, weight), case.exact_backward(dy, x, mean, rstd, weight))
 
