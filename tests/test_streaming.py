@@ -83,7 +83,7 @@ def test_group_norm(plane, groups, offset):
 
 
 @pytest.mark.parametrize("offset", [0, 5])
-@pytest.mark.parametrize("n", [12, 16, 64, 100, 768, 1000])
+@pytest.mark.parametrize("n", [12, 16, 64, 100, 200, 768, 1000])
 def test_layer_norm(n, offset):
     dy, x, out = _arrays((CELLS // n, n), offset, 2)
     weight, bias = np.random.default_rng(6).standard_normal((2, n))

@@ -145,17 +145,17 @@ template <class T, bool Center, bool Stream> void forward_long_rows(void* contex
 // rows at once. The bits are those of few_moments and map_row.
 constexpr int short_group = 16;
 
-// The sums of the cells less the row's shift, if there is one, and of their squares.
-template <class T, bool Center, bool Whole>
+// The sums of the cells less the row's shift, if there is one, and of their squares, unless nobody wants them.
+template <class T, bool Center, bool Whole, bool Squares = true>
 NF_INLINE void short_sums(const T* x, int n, const double* shift, double* s, double* q) {
   for (int i = 0; i < short_group; i += 8) {
     F64 v[8], w[8];
     for (int j = 0; j < 8; ++j) {
       const FewCells<T, Whole, Center> row(x + (i + j) * int64_t(n), n, Center ? shift[i + j] : 0.0);
-      w[j] = fma(row.b, row.b, row.a * row.a);
+      if constexpr (Squares) w[j] = fma(row.b, row.b, row.a * row.a);
       if constexpr (Center) v[j] = row.a + row.b;
     }
-    store(q + i, sum_lanes8(w));
+    if constexpr (Squares) store(q + i, sum_lanes8(w));
     if constexpr (Center) store(s + i, sum_lanes8(v));
   }
 }
@@ -172,11 +172,11 @@ __attribute__((noinline)) void forward_group(const Forward<T>& f, int64_t first)
   C hi[short_group], rs[short_group], t[short_group];
   if constexpr (Center)
     for (int i = 0; i < short_group; ++i) shift[i] = double(Cast<T>::get(x[i * n]));
-  short_sums<T, Center, Whole>(x, n, shift, s, q);
   if constexpr (Center && !few_in_one_pass<T>) {
+    short_sums<T, Center, Whole, false>(x, n, shift, s, q);
     for (int i = 0; i < short_group; ++i) shift[i] = shift[i] + s[i] / cells;
-    short_sums<T, Center, Whole>(x, n, shift, s, q);
   }
+  short_sums<T, Center, Whole>(x, n, shift, s, q);
   // Loops that compilers turn into vectors.
   int extreme = 0;
   for (int i = 0; i < short_group; ++i) {
@@ -198,31 +198,38 @@ __attribute__((noinline)) void forward_group(const Forward<T>& f, int64_t first)
       map_row<T, Stream, Center, Ahead>(f, first + i, 0, n, moments(i), rstd[i], nullptr);
     return;
   }
-  // The map of HatOp, a vector of weight and bias in registers at a time.
+  // The map of HatOp, with weight and bias in registers; row by row, so that y is written as it lies in memory.
   using P = Cells<C, T>;
   using W = Cells<C, C>;
   T* y = static_cast<T*>(f.a.y) + first * n;
   const bool stream = Stream && Whole && reinterpret_cast<uintptr_t>(y) % 64 == 0;
   const bool more = stream && f.ahead != 0 && first + f.ahead + short_group <= f.g.count;
   const T* next = more ? x + f.ahead * n : nullptr;
-  for (int c = 0; c < n; c += L) {
-    const int k = Whole || n - c > L ? L : n - c;
-    Vec<C> w = splat<C>(1), b = splat<C>(0);
-    if (f.w != nullptr) w = k == L ? W::load(f.w + c) : W::load_n(f.w + c, k, 0);
-    if (f.b != nullptr) b = k == L ? W::load(f.b + c) : W::load_n(f.b + c, k, 0);
-    for (int i = 0; i < short_group; ++i) {
-      const int64_t at = i * n + c;
+  constexpr int vectors = int(few_cells) / L;
+  Vec<C> w[vectors], b[vectors];
+  const auto some = [n](int c) { return Whole || n - c > L ? L : n - c; };
+  for (int v = 0; v < vectors && v * L < n; ++v) {
+    const int k = some(v * L);
+    w[v] = splat<C>(1), b[v] = splat<C>(0);
+    if (f.w != nullptr) w[v] = k == L ? W::load(f.w + v * L) : W::load_n(f.w + v * L, k, 0);
+    if (f.b != nullptr) b[v] = k == L ? W::load(f.b + v * L) : W::load_n(f.b + v * L, k, 0);
+  }
+  for (int i = 0; i < short_group; ++i)
+#pragma GCC unroll 2
+    for (int o = 0; o < vectors; ++o) {
+      if (o * L >= n) break;
+      const int64_t at = i * n + o * L;
+      const int k = some(o * L);
       if (next != nullptr) fetch_lines<1, 3>(next + at);
       Vec<C> v = k == L ? P::load(x + at) : P::load_n(x + at, k, 0);
       if constexpr (Center) v = fma(v - splat<C>(hi[i]), splat<C>(rs[i]), splat<C>(t[i]));
       else v = v * splat<C>(rs[i]);
-      if (f.b != nullptr) v = fma(v, w, b);
-      else if (f.w != nullptr) v = v * w;
+      if (f.b != nullptr) v = fma(v, w[o], b[o]);
+      else if (f.w != nullptr) v = v * w[o];
       if (k < L) P::store_n(y + at, v, k);
       else if (stream) P::stream(y + at, v);
       else P::store(y + at, v);
     }
-  }
 }
 
 template <class T, bool Center, bool Stream> void forward_short(void* context, int64_t begin, int64_t end, int slot) {
@@ -242,8 +249,10 @@ template <class T, bool Center, bool Stream> void forward_short(void* context, i
 // Cells have their own parameters, the same in all rows, or a row is one run (instance norm). The bits are those of
 // run_moments and map_row.
 constexpr int64_t some_bytes = 4096;
-// Rows that come from memory arrive more evenly one by one, unless they are so short that arithmetic decides.
-constexpr int64_t some_bytes_streaming = 512;
+// Longer rows that come from memory arrive more evenly one by one; not of 16-bit cells, where arithmetic decides.
+constexpr int64_t some_bytes_streaming = 1024;
+// Eight rows so short are as many streams as memory follows by itself.
+constexpr int64_t some_bytes_unfetched = 256;
 constexpr int some_group = 8;
 
 template <class T, bool Stream, bool Center>
@@ -416,10 +425,9 @@ template <class T> bool forward(const RowsForward& a) {
   }
   // Rows that are one run each gain more by it: their map begins and ends once.
   const bool one_run = !f.per_cell && g.channels == 1 && f.n > few_cells;
-  const int64_t most = !f.streaming ? some_bytes : one_run ? 2 * some_bytes_streaming : some_bytes_streaming;
+  const int64_t most = f.streaming && (one_run || sizeof(T) != 2) ? some_bytes_streaming : some_bytes;
   if (row_bytes <= most && (one_run || (f.per_cell && g.period == 1))) {
-    // Streamed ones are short: eight of them are as many streams as memory follows by itself.
-    if (f.streaming) f.ahead = 0;
+    if (f.streaming && (one_run || row_bytes <= some_bytes_unfetched)) f.ahead = 0;
     else if (f.ahead != 0 && f.ahead < some_group) f.ahead = some_group;
     const Body body = a.center ? (f.streaming ? forward_somes<T, true, true> : forward_somes<T, true, false>)
                                : (f.streaming ? forward_somes<T, false, true> : forward_somes<T, false, false>);

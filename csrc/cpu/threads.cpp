@@ -282,7 +282,9 @@ void parallel_for(int64_t n, int64_t grain, Body body, void* context, int thread
   if (n <= 0) return;
   Pool* pool = n > grain && threads > 1 ? get_pool() : nullptr;
   if (pool == nullptr || pool->busy.exchange(true, std::memory_order_acquire)) {
-    body(context, 0, n, 0);
+    if (direction == Direction::forwards) return body(context, 0, n, 0);
+    const int64_t pieces = (n + grain - 1) / grain, step = (pieces + 63) / 64 * grain;  // a fence or so for each
+    for (int64_t end = n, begin; end > 0; end = begin) begin = (end - 1) / step * step, body(context, begin, end, 0);
     return;
   }
   Job job(n, grain, body, context, threads, direction);
