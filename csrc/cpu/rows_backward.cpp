@@ -103,24 +103,30 @@ template <class T, bool Center> void block_backward(void* context, int64_t begin
 template <class T> struct Shared {
   const Backward<T>& f;
   Group<T>& u;
+  int64_t width;
   int i0, i1;
 };
 template <class T, bool Center> void shared_sums(void* context, int64_t begin, int64_t end, int) {
   Shared<T>& s = *static_cast<Shared<T>*>(context);
   for (int64_t i = begin; i < end; ++i) row_sums<T, Center>(s.f, s.u, s.i0 + int(i), s.f.saved);
 }
-constexpr int64_t shared_columns_width = 4096;
+// Columns of a piece: whole strips, a few pieces for each thread.
+constexpr int64_t most_shared = 4096;
+NF_INLINE int64_t shared_width(int64_t n, int threads) {
+  const int64_t width = (n / (4 * threads) + strip_columns - 1) / strip_columns * strip_columns;
+  return width < strip_columns ? strip_columns : width < most_shared ? width : most_shared;
+}
 template <class T, bool Center> void shared_columns(void* context, int64_t begin, int64_t end, int) {
   Shared<T>& s = *static_cast<Shared<T>*>(context);
-  const int64_t last = end * shared_columns_width;
-  columns_range<T, Center>(s.f, s.u, s.i0, s.i1, begin * shared_columns_width, last < s.f.n ? last : s.f.n);
+  const int64_t last = end * s.width;
+  columns_range<T, Center>(s.f, s.u, s.i0, s.i1, begin * s.width, last < s.f.n ? last : s.f.n);
   stream_fence(s.f.streaming);
 }
 template <class T, bool Center> void shared_backward(Backward<T>& f) {
-  Group<T> u;
-  Shared<T> s{f, u, 0, 0};
   // Extreme rows add to the shared sums in the first step: one thread then.
   const int threads = f.extreme ? 1 : f.threads;
+  Group<T> u;
+  Shared<T> s{f, u, shared_width(f.n, threads), 0, 0};
   for (int64_t item = 0; item < f.g.period * f.blocks; ++item) {
     const int64_t phase = item / f.blocks, block = item % f.blocks;
     const int64_t from = block * f.block_rows;
@@ -131,8 +137,7 @@ template <class T, bool Center> void shared_backward(Backward<T>& f) {
       for (int i = 0; i < u.rows; i += f.at_once) {
         s.i0 = i, s.i1 = i + f.at_once < u.rows ? i + f.at_once : u.rows;
         parallel_for(s.i1 - s.i0, 1, shared_sums<T, Center>, &s, threads);
-        parallel_for((f.n + shared_columns_width - 1) / shared_columns_width, 1, shared_columns<T, Center>, &s,
-                     threads);
+        parallel_for((f.n + s.width - 1) / s.width, 1, shared_columns<T, Center>, &s, threads);
         if (f.extreme) restore_extreme(f, u, s.i0, s.i1, f.saved);
       }
     }
@@ -259,7 +264,12 @@ template <class T, bool Center> bool backward_cells(Backward<T>& f) {
   f.streaming = f.streaming && row_bytes % 64 == 0 && (on_lines(f.a.dx) || row_bytes >= least_off_lines);
   // Long rows: four at once, one link of the chains, which the caches hold from the first step to the second.
   f.short_rows = f.one_vector || group_rows * 2 * row_bytes <= (int64_t(1) << 14);
-  f.at_once = f.short_rows || f.a.dx == nullptr ? group_rows : 4;
+  const int64_t items = f.g.period * f.blocks;
+  // Threads that share the rows meet twice each time, so only where rows are wide, or blocks too few for the threads; a
+  // whole group at once, if their caches hold it.
+  const bool shared = f.threads > 1 && (items < f.threads ? row_bytes >= 8192 : items < 2 * f.threads && f.n >= 8192);
+  const bool group = shared && group_rows * 2 * row_bytes <= int64_t(cache_sizes().l2);
+  f.at_once = f.short_rows || f.a.dx == nullptr || group ? group_rows : 4;
   f.next = (f.ahead + f.at_once - 1) / f.at_once * f.at_once * f.g.period * f.n;
   if (f.g.period == 1 && f.phase_rows <= group_rows && f.a.g.span == 1 && !f.extreme && !f.one_vector) {
     // Sums kept between parts of the group take eight bytes a column: not where that is nearly as much as x.
@@ -267,14 +277,14 @@ template <class T, bool Center> bool backward_cells(Backward<T>& f) {
     if (f.phase_rows <= f.at_once) f.next = 0;  // nothing comes after
     return one_group_backward<T, Center>(f);
   }
-  const int64_t width = padded<T>(f.n), items = f.g.period * f.blocks;
+  const int64_t width = padded<T>(f.n);
   Work<double> block_sums(items * 2 * width);
   const int64_t slots = items == 1 ? 1 : f.threads;
   Work<typename TypeOf<T>::compute> group_sums(f.at_once < group_rows ? slots * 2 * width : 0);
   Work<T> saved(f.extreme ? f.threads * group_rows * f.n : 0);
   if (block_sums.failed() || group_sums.failed() || saved.failed()) return false;
   f.block_sums = block_sums.p, f.group_sums = group_sums.p, f.saved = saved.p;
-  if (items < 2 * f.threads && f.threads > 1 && f.n >= 2 * shared_columns_width) shared_backward<T, Center>(f);
+  if (shared) shared_backward<T, Center>(f);
   else parallel_for(items, f.threads == 1 ? items : 1, block_backward<T, Center>, &f, f.threads);
   sum_blocks(f);
   return true;
