@@ -41,7 +41,7 @@ LARGE = [
     batch((7, 89, 87, 19), channel_axis=-1, training=False),
     # Backward: rows so wide that threads share each, and so many that their parameter gradients are several blocks.
     layer((150, 8209)),
-    layer((40, 3001)),  # a single block, whole groups at a time
+    layer((40, 4099)),  # a single block, whole groups at a time
     group((150, 5600, 3), 2),
 ]
 COUNTS = (1, 2, 3, 7)

@@ -265,10 +265,12 @@ template <class T, bool Center> bool backward_cells(Backward<T>& f) {
   // Long rows: four at once, one link of the chains, which the caches hold from the first step to the second.
   f.short_rows = f.one_vector || group_rows * 2 * row_bytes <= (int64_t(1) << 14);
   const int64_t items = f.g.period * f.blocks;
-  // Threads that share the rows meet twice each time, so only where rows are wide, or blocks too few for the threads; a
-  // whole group at once, if their caches hold it.
-  const bool shared = f.threads > 1 && (items < f.threads ? row_bytes >= 8192 : items < 2 * f.threads && f.n >= 8192);
-  const bool group = shared && group_rows * 2 * row_bytes <= int64_t(cache_sizes().l2);
+  // Threads that share a group of rows meet twice for it: only where rows are wide, or blocks too few for the threads and
+  // each has enough of a group. A whole group at once, if their caches hold it.
+  const int64_t group_bytes = group_rows * 2 * row_bytes;
+  const bool shared = f.threads > 1 && ((f.n >= 8192 && items < 2 * f.threads) ||
+                                        (items < f.threads && group_bytes >= f.threads * (int64_t(1) << 17)));
+  const bool group = shared && group_bytes <= int64_t(cache_sizes().l2);
   f.at_once = f.short_rows || f.a.dx == nullptr || group ? group_rows : 4;
   f.next = (f.ahead + f.at_once - 1) / f.at_once * f.at_once * f.g.period * f.n;
   if (f.g.period == 1 && f.phase_rows <= group_rows && f.a.g.span == 1 && !f.extreme && !f.one_vector) {
