@@ -23,6 +23,7 @@ def title(mode: str, threads: int) -> str:
 
 
 def duration(seconds: float) -> str:
+    seconds = float(f"{seconds:.3g}")  # first, since it may take the next unit: 999.6 us is 1 ms
     for unit, scale in (("s", 1), ("ms", 1e-3), ("us", 1e-6)):
         if seconds >= scale:
             return f"{seconds / scale:.3g} {unit}"

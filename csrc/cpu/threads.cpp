@@ -283,7 +283,8 @@ void parallel_for(int64_t n, int64_t grain, Body body, void* context, int thread
   Pool* pool = n > grain && threads > 1 ? get_pool() : nullptr;
   if (pool == nullptr || pool->busy.exchange(true, std::memory_order_acquire)) {
     if (direction == Direction::forwards) return body(context, 0, n, 0);
-    const int64_t pieces = (n + grain - 1) / grain, step = (pieces + 63) / 64 * grain;  // a fence or so for each
+    // In at most 64 steps: a body that streams waits for its stores at the end of each.
+    const int64_t pieces = (n + grain - 1) / grain, step = (pieces + 63) / 64 * grain;
     for (int64_t end = n, begin; end > 0; end = begin) begin = (end - 1) / step * step, body(context, begin, end, 0);
     return;
   }
