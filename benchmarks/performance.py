@@ -15,8 +15,7 @@ from statistics import median
 from . import chart
 from .bounds import bound_by, cache_bytes
 from .peers import SUBJECT
-from .report import duration
-from .results import FRESH_BYTES, Board, Cell, geometric_mean, load
+from .results import FRESH_BYTES, Board, Cell, duration, geometric_mean, load
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
 MARKERS = ("<!-- board:begin -->", "<!-- board:end -->")

@@ -7,8 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from .report import duration
-from .results import Board, Cell, geometric_mean
+from .results import Board, Cell, duration, geometric_mean
 
 README = Path(__file__).parent.parent / "README.md"
 MARKERS = ("<!-- board:begin -->", "<!-- board:end -->")

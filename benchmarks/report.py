@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from .results import Board, Cell, summarise
+from .results import Board, Cell, duration, summarise
 
 NOTES = (
     "time: median of one normfast call. GB/s: least possible traffic (every input read once, every output written "
@@ -20,14 +20,6 @@ _TITLES = {"recycled": "recycled outputs", "installed": "as installed"}
 
 def title(mode: str, threads: int) -> str:
     return f"{_TITLES[mode]}, {threads} thread{'s' * (threads > 1)}"
-
-
-def duration(seconds: float) -> str:
-    seconds = float(f"{seconds:.3g}")  # first, since it may take the next unit: 999.6 us is 1 ms
-    for unit, scale in (("s", 1), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds * 1e9:.0f} ns"
 
 
 def ratio(cell: Cell, name: str) -> str:

@@ -18,6 +18,14 @@ PAGE = 4096
 OTHERS_CPUS = 0.15  # used by other processes, on average over a cell, above which its figures are in doubt
 
 
+def duration(seconds: float) -> str:
+    seconds = float(f"{seconds:.3g}")  # first, since it may take the next unit: 999.6 us is 1 ms
+    for unit, scale in (("s", 1), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds * 1e9:.0f} ns"
+
+
 @dataclass(frozen=True)
 class Cell:
     """One line of the board: a case, a way of measuring, a number of threads."""

@@ -1,7 +1,7 @@
 """How the tables of the board write a time."""
 
 import pytest
-from benchmarks.report import duration
+from benchmarks.results import duration
 
 
 @pytest.mark.parametrize(
