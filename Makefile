@@ -24,13 +24,15 @@ help:  ## say what there is
 test: $(STAMPS)/package $(STAMPS)/test  ## set up, then run the tests and the examples of the docstrings
 	$(BIN)/python -m pytest $(WORKERS) --doctest-modules tests --pyargs normfast
 
-proof: $(STAMPS)/package $(STAMPS)/test  ## what takes too long for every push: emulated CPUs, all guard pages, mutations
-	$(BIN)/python -m pytest -m proof tests
+# A file stays on one process: its largest arrays are then not there twice.
+proof: $(STAMPS)/package $(STAMPS)/test  ## what takes too long for every push: an hour of endurance, emulated CPUs, mutations
+	$(BIN)/python -m pytest -n 2 --dist loadfile -rP -m proof tests
 
 asan tsan: CODE_PATH = $(shell $(BIN)/python -c "import normfast; print(normfast.show_config('dicts')['code_path'])")
 asan: RUNTIME := libasan.so
 asan: TESTS := tests
 tsan: RUNTIME := libtsan.so
+asan tsan: MARK ?= not slow
 tsan: TESTS := tests/test_threads.py tests/test_memory.py tests/test_parameter_gradients.py tests/test_batch_norm.py
 asan tsan: %san: $(STAMPS)/package $(STAMPS)/test  ## the tests under AddressSanitizer with UBSan, or ThreadSanitizer
 	$(BIN)/cmake --preset $@ -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DNORMFAST_CUDA=OFF \
@@ -42,7 +44,7 @@ asan tsan: %san: $(STAMPS)/package $(STAMPS)/test  ## the tests under AddressSan
 	LD_PRELOAD="$$(gcc -print-file-name=$(RUNTIME)) $$(gcc -print-file-name=libstdc++.so)" PYTHONPATH=build/$@/site \
 	  NORMFAST_CODE_PATHS=$(CODE_PATH) \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	  $(BIN)/python -m pytest $(WORKERS) -m "not slow" -p no:cacheprovider --ignore tests/cuda $(TESTS)
+	  $(BIN)/python -m pytest $(WORKERS) -m "$(MARK)" -p no:cacheprovider --ignore tests/cuda $(TESTS)
 
 coverage: $(STAMPS)/package $(STAMPS)/test  ## branch coverage of bindings, dispatch, threads and memory; half an hour
 	$(BIN)/python -m pip install --quiet "gcovr>=8.8"

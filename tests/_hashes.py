@@ -1,6 +1,6 @@
 """SHA-256 of the results of every norm, dtype and layout: those of this machine, to be held against `digests.json`.
 
-    python tests/_hashes.py            # prints the code path that ran and one hash per case as JSON
+    python tests/_hashes.py            # prints the code path that ran, its threads and one hash per case as JSON
     python tests/_hashes.py --write    # makes them the committed ones, after a change of the order of summation
 
 The data are made of random bits by operations that are rounded correctly everywhere: no library's logarithm goes in.
@@ -96,7 +96,7 @@ def main():
         known = json.loads(COMMITTED.read_text()) if COMMITTED.exists() else {}
         COMMITTED.write_text(json.dumps(known | {kind(code_path): hashes}, indent=1, sort_keys=True) + "\n")
     else:
-        print(json.dumps({"code_path": code_path, "hashes": hashes}))
+        print(json.dumps({"code_path": code_path, "threads": nf.get_num_threads(), "hashes": hashes}))
 
 
 if __name__ == "__main__":

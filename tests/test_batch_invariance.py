@@ -144,6 +144,24 @@ def test_place_in_memory(shift):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [3, 16, 67, 200, 521])
+@pytest.mark.parametrize("make", [layer, rms])
+def test_every_batch_size_and_position(make, width, dtype):
+    """Rows in batches of 1 to 512, the first ones and the last ones; and one row at each of 512 positions."""
+    case = make((512, width))
+    x, dy, weight, bias = case.x(dtype), case.dy(dtype), case.weight(dtype), case.bias(dtype)
+    want = run(case, x, dy, weight, bias)
+    for size in range(1, 512):
+        for some in (slice(size), slice(512 - size, 512)):
+            assert_same_bits(run(case, x[some], dy[some], weight, bias), pick(want, some))
+    row = slice(37, 38)
+    everywhere = run(case, *(np.repeat(a[row], 512, axis=0) for a in (x, dy)), weight, bias)
+    for result, one in zip(everywhere, pick(want, row), strict=True):
+        assert result is None or same_bits(result, np.repeat(one, 512, axis=0))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 @pytest.mark.parametrize("width", [768, 1024, 4099])
 def test_large_batches(width, dtype):

@@ -92,6 +92,17 @@ def test_committed_digests(path, dtype):
     assert not differ, f"{len(differ)} of {len(names)} cases differ: {differ[:10]}"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2, 3, 5, 7, 8, 16])
+@pytest.mark.parametrize("path", ALL)
+def test_committed_digests_with_threads(path, threads):
+    """All of them once more, with as many threads as that."""
+    require(path)
+    ran = json.loads(_child.output(HASHES, NORMFAST_ISA=path, NORMFAST_NUM_THREADS=str(threads), timeout=600))
+    assert (ran["code_path"], ran["threads"]) == (path, threads)
+    assert ran["hashes"] == committed(path)
+
+
 def test_the_baseline_has_bits_of_its_own():
     """Negative control: the comparison above sees a path that rounds differently."""
     fused, baseline = committed("x86-64-v3"), committed("baseline")
