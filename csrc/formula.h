@@ -83,7 +83,7 @@ template <class C> NF_HD C centre(double mean, double var, double rstd) {
   std::memcpy(&spread, &u, 8);
   const double magnet = spread * 0x1.8p38;  // adding and subtracting 1.5 * 2^52 steps of spread / 2^14 rounds to them
   const double k = (mean + magnet) - magnet;
-  return static_cast<C>((var * rstd * rstd > 0.5) & (mean * mean < var * 0x1p40) ? k : mean);
+  return static_cast<C>(((var * rstd * rstd > 0.5) & (mean * mean < var * 0x1p40)) ? k : mean);
 }
 
 // xhat = fma(x - hi, rs, t)

@@ -31,7 +31,7 @@ FILES = [
     path.relative_to(ROOT)
     for folder in ("csrc", "csrc/cpu", "csrc/bindings")
     for path in sorted((ROOT / folder).glob("*.*"))
-    if not path.name.startswith("cuda") and path.name not in ("dlpack.h", "module.cpp")
+    if not path.name.startswith("cuda") and path.name not in ("dlpack.h", "module.cpp", "system_windows.cpp")
 ]
 # First what compares numbers, then what compares bits. What builds or draws something is not here, nor what compares
 # code paths: there is one only.

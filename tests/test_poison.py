@@ -16,6 +16,7 @@ import pytest
 
 HERE = Path(__file__).parent
 CSRC = HERE.parent / "csrc"
+SOURCES = [CSRC / "cpu" / name for name in ("memory.cpp", "system_posix.cpp")]
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
 
 pytestmark = [
@@ -30,7 +31,7 @@ def pool(tmp_path_factory):
     """How a program ends that misuses recycled memory: its exit status, and what it printed."""
     program = tmp_path_factory.mktemp("poison") / "pool"
     command = [COMPILER, "-std=c++17", "-O1", "-g", "-pthread", "-fsanitize=address", "-DNF_POISON", f"-I{CSRC}"]
-    subprocess.run([*command, "-o", program, HERE / "faults" / "pool.cpp", CSRC / "cpu" / "memory.cpp"], check=True)
+    subprocess.run([*command, "-o", program, HERE / "faults" / "pool.cpp", *SOURCES], check=True)
 
     def run(misuse):
         # Preloaded runtimes (of a sanitized Python) would come before the program's own.

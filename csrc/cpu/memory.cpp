@@ -1,16 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "memory.h"
 
-#include <pthread.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <atomic>
 #include <cerrno>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+
+#include "system.h"
 
 #if defined(NF_POISON) && defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -22,7 +19,6 @@
 namespace nf {
 namespace {
 
-constexpr size_t huge_page = size_t(2) << 20;
 constexpr size_t page = 4096;
 
 // Stands at the start of every block, which is aligned to a huge page; the data begin within the first two pages
@@ -44,8 +40,7 @@ size_t default_limit() {
     const unsigned long long n = std::strtoull(text, &end, 10);
     if (end != text && *end == '\0' && errno == 0 && text[0] != '-') return size_t(n);
   }
-  const size_t ram = size_t(sysconf(_SC_PHYS_PAGES)) * size_t(sysconf(_SC_PAGESIZE));
-  const size_t quarter = ram / 4, cap = size_t(1) << 30;
+  const size_t quarter = physical_memory() / 4, cap = size_t(1) << 30;
   return quarter < cap ? quarter : cap;
 }
 
@@ -53,7 +48,7 @@ struct Setup {
   Setup() {
     limit = default_limit();
     // A fork while another thread holds the lock must not leave it locked in the child.
-    pthread_atfork([] { mutex.lock(); }, [] { mutex.unlock(); }, [] { mutex.unlock(); });
+    at_fork([] { mutex.lock(); }, [] { mutex.unlock(); }, [] { mutex.unlock(); });
   }
 } setup;
 
@@ -65,20 +60,8 @@ size_t rounded(size_t bytes) {
 }
 
 Block* map_block(size_t capacity) {
-  const size_t reserve = capacity + huge_page;
-  void* p = mmap(nullptr, reserve, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (p == MAP_FAILED) return nullptr;
-  char* start = static_cast<char*>(p);
-  char* aligned = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(start) + huge_page - 1) / huge_page * huge_page);
-  if (aligned > start) munmap(start, size_t(aligned - start));
-  char* tail = aligned + capacity;
-  if (tail < start + reserve) munmap(tail, size_t(start + reserve - tail));
-#if defined(MADV_HUGEPAGE)
-  madvise(aligned, capacity, MADV_HUGEPAGE);
-#endif
-  Block* b = reinterpret_cast<Block*>(aligned);
-  b->capacity = capacity;
-  b->older = nullptr;
+  Block* b = reinterpret_cast<Block*>(map_pages(capacity));
+  if (b != nullptr) *b = {capacity, nullptr};
   return b;
 }
 
@@ -124,23 +107,9 @@ void unmap_list(Block* b) {
   while (b != nullptr) {
     Block* next = b->older;
     ASAN_UNPOISON_MEMORY_REGION(b, b->capacity);  // the address may be mapped again, by others
-    munmap(b, b->capacity);
+    unmap_pages(reinterpret_cast<char*>(b), b->capacity);
     b = next;
   }
-}
-
-// A number from the description of CPU 0's cache `index`, with its suffix K or M; 0 when there is none.
-size_t cache_fact(int index, const char* what) {
-  char path[96], text[32] = {};
-  std::snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/%s", index, what);
-  std::FILE* file = std::fopen(path, "r");
-  if (file == nullptr) return 0;
-  const size_t n = std::fread(text, 1, sizeof text - 1, file);
-  std::fclose(file);
-  if (n == 0) return 0;
-  char* end = nullptr;
-  const size_t value = std::strtoul(text, &end, 10);
-  return *end == 'K' ? value << 10 : *end == 'M' ? value << 20 : value;
 }
 
 }  // namespace
@@ -222,37 +191,36 @@ void pool_release() {
   unmap_list(all);
 }
 
-// Workspace: small from the heap, large from the pool; the 64 bytes before it say which.
+// Workspace: small from the heap, large from the pool. What stands before it says which, and where that began.
+namespace {
+struct Origin {
+  char* start;
+  bool large;
+};
+}  // namespace
+
 void* work_alloc(size_t bytes) {
-  const size_t all = bytes + 64;
-  if (all < bytes) return nullptr;
+  if (bytes > SIZE_MAX / 2) return nullptr;
+  const size_t all = (bytes + 63) / 64 * 64 + 128;
   const bool large = all >= pool_threshold;
-  char* p = static_cast<char*>(large ? pool_alloc(all, nullptr) : std::aligned_alloc(64, (all + 63) / 64 * 64));
-  if (p == nullptr) return nullptr;
-  *p = large;
-  return p + 64;
+  char* start = static_cast<char*>(large ? pool_alloc(all, nullptr) : std::malloc(all));
+  if (start == nullptr) return nullptr;
+  char* p = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(start) / 64 + 2) * 64);
+  reinterpret_cast<Origin*>(p)[-1] = {start, large};
+  return p;
 }
 
 void work_free(void* p) {
   if (p == nullptr) return;
-  char* start = static_cast<char*>(p) - 64;
-  if (*start) pool_free(start);
-  else std::free(start);
+  const Origin origin = static_cast<Origin*>(p)[-1];
+  if (origin.large) pool_free(origin.start);
+  else std::free(origin.start);
 }
 
 const CacheSizes& cache_sizes() {
   static const CacheSizes sizes = [] {
-    // The kernel's description rather than sysconf: in virtual machines the latter may add up the slices of a
-    // last-level cache of which this CPU reaches only one.
     CacheSizes c{32u << 10, 1u << 20, 32u << 20};
-    bool last_known = false;
-    for (int index = 0; index < 8; ++index) {
-      const size_t level = cache_fact(index, "level"), size = cache_fact(index, "size");
-      if (size == 0) continue;
-      if (level == 1 && index == 0) c.l1 = size;
-      if (level == 2) c.l2 = size;
-      if (level >= 2 && (size >= c.last || !last_known)) c.last = size, last_known = true;
-    }
+    find_caches(c);
     return c;
   }();
   return sizes;

@@ -207,7 +207,7 @@ __attribute__((noinline)) void forward_group(const Forward<T>& f, int64_t first)
   const T* next = more ? x + f.ahead * n : nullptr;
   constexpr int vectors = int(few_cells) / L;
   Vec<C> w[vectors], b[vectors];
-  const auto some = [n](int c) { return Whole || n - c > L ? L : n - c; };
+  const auto some = [=](int c) { return Whole || n - c > L ? L : n - c; };
   for (int v = 0; v < vectors && v * L < n; ++v) {
     const int k = some(v * L);
     w[v] = splat<C>(1), b[v] = splat<C>(0);

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "threads.h"
 
-#include <pthread.h>
 #if defined(__linux__)
 #include <sched.h>
 #include <sys/syscall.h>
@@ -16,6 +15,8 @@
 #include <new>
 #include <system_error>
 #include <thread>
+
+#include "system.h"
 
 namespace nf {
 namespace {
@@ -241,17 +242,8 @@ int positive_number(const char* text) {
   return n < max_threads ? int(n) : max_threads;
 }
 
-int allowed_cpus() {
-#if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
-#endif
-  const unsigned n = std::thread::hardware_concurrency();
-  return n > 0 ? int(n) : 1;
-}
-
 int default_threads() {
-  pthread_atfork(nullptr, nullptr, forget_pool);
+  at_fork(nullptr, nullptr, forget_pool);
   if (const int n = positive_number(std::getenv("NORMFAST_NUM_THREADS"))) return n;
   if (const int n = positive_number(std::getenv("OMP_NUM_THREADS"))) return n;
   const int n = allowed_cpus();
