@@ -38,7 +38,7 @@ template <class T> bool affine_map(const AffineMap& a) {
   const Columns& g = a.g;
   find_rstd(g.channels, a.var, a.eps, a.rstd);
   if (g.outer * g.span == 0) return true;
-  const int64_t width = g.channels * g.span, repeats = table_repeats(g, width, width);
+  const int64_t width = g.channels * g.span, repeats = table_repeats<C>(g, width, width);
   const int64_t entries = padded64(entry(g, width) * repeats);
   const int64_t bytes = g.outer * width * int64_t(sizeof(T));
   Work<C> tables(3 * entries);

@@ -45,12 +45,18 @@ template <class C> NF_INLINE const C* repeat(const C* from, int64_t width, int64
 // its get(o, a, b, c) gives row o: a for the first sum, b*c for the second. `ahead` walks over the strip from row o, a
 // `line` (what one get reads) at a time. Terms that batch norm needs (batch_sums.h) also have `together`, the same
 // terms with several rows taken for one, and `fetch`, which brings a vector into the cache. `strip`: how many vectors
-// of columns go down together, 512 bytes of each row, or 1 KiB where two arrays are read (by measurement).
+// of columns go down together, 512 bytes of each row, or 1 KiB where two arrays are read; `at_once`: how many of them
+// have their sums in registers at the same time (both by measurement).
+#if defined(__AVX512F__)
+constexpr int vectors_at_once = 4;
+#else
+constexpr int vectors_at_once = 1;  // sixteen registers hold no more, nor do those of NEON, four to a vector
+#endif
 
 // (x - shift, (x - shift)^2)
 template <class C, class T> struct ColumnShifted {
   static constexpr bool by_laps = true;
-  static constexpr int strip = 8;
+  static constexpr int strip = 8, at_once = vectors_at_once;
   const T* x;
   int64_t pitch;
   const C* shift;
@@ -93,7 +99,7 @@ template <class C, class T> struct ColumnShifted {
 // (0, x^2)
 template <class C, class T> struct ColumnSquared {
   static constexpr bool by_laps = true;
-  static constexpr int strip = 8;
+  static constexpr int strip = 8, at_once = vectors_at_once;
   const T* x;
   int64_t pitch;
   struct Laps {
@@ -121,7 +127,7 @@ template <class C, class T> struct ColumnSquared {
 // (dy, dy*(x - shift))
 template <class C, class T> struct ColumnSlopes {
   static constexpr bool by_laps = true;
-  static constexpr int strip = 16;
+  static constexpr int strip = 16, at_once = 1;
   const T *dy, *x;
   int64_t pitch;
   const C* shift;
@@ -165,7 +171,7 @@ template <class C, class T> struct ColumnSlopes {
 // (dy*w, dy*w*xhat): one weight per row, null for ones
 template <class C, class T, bool Center> struct ColumnWeighted {
   static constexpr bool by_laps = false;  // a weight per row would have to be expanded
-  static constexpr int strip = 16;
+  static constexpr int strip = 16, at_once = 1;
   const T *dy, *x;
   int64_t pitch;
   const C *w, *hi, *rs, *t;

@@ -87,8 +87,9 @@ NF_INLINE void sum_chunk(const Forward<T>& f, const Unit<T>& u, const C* shift, 
   const T* x = item(f, u.b);
   if (f.g.any_order)
     batch_chunk<C>(ColumnShifted<C, T>{x, f.matrix.width, shift - u.c0}, begin, end, c0, c1, f.ahead, s, q);
-  else if (f.a.center) column_chunk<C>(ColumnShifted<C, T>{x, f.matrix.width, shift - u.c0}, begin, end, c0, c1, s, q);
-  else column_chunk<C>(ColumnSquared<C, T>{x, f.matrix.width}, begin, end, c0, c1, s, q);
+  else if (f.a.center)
+    column_chunk<C>(ColumnShifted<C, T>{x, f.matrix.width, shift - u.c0}, begin, end, c0, c1, f.matrix.resident, s, q);
+  else column_chunk<C>(ColumnSquared<C, T>{x, f.matrix.width}, begin, end, c0, c1, f.matrix.resident, s, q);
 }
 
 // The same in double, for every column of [c0, c1), into u.total.
@@ -453,7 +454,7 @@ template <class T> bool forward(const ColumnsForward& a) {
     if (!by_unit) lanes_bytes = f.threads * 2 * f.planes.block * int64_t(sizeof(F64));
   } else {
     f.matrix = cut_matrix<T>(g, 1, f.threads);
-    f.repeats = table_repeats(g, f.matrix.tile, f.matrix.width);
+    f.repeats = table_repeats<C>(g, f.matrix.tile, f.matrix.width);
     by_unit = f.matrix.by_unit, units = g.batch * f.matrix.tiles;
     f.work_bytes = by_unit ? carve<T>(f, nullptr, nullptr, f.matrix.tile, f.matrix.tile / g.span, false)
                            : carve<T>(f, nullptr, nullptr, f.matrix.width, g.channels, true);

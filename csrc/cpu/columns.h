@@ -76,6 +76,7 @@ struct MatrixCut {
   int64_t tile;   // columns of a unit
   int64_t tiles;
   bool by_unit;
+  bool resident;  // a unit lies in the second-level cache, or comes there from the last one in time
 };
 
 constexpr int64_t row_segment = 512;
@@ -108,14 +109,20 @@ template <class T> NF_INLINE MatrixCut cut_matrix(const Columns& g, int arrays, 
   cut.tiles = ceil_div(cut.width, cut.tile);
   const bool fits = cut.tile * column_bytes <= 4 * budget;
   cut.by_unit = fits && (threads == 1 || g.batch * cut.tiles >= 2 * threads);
+  cut.resident = cut.by_unit && cut.tile * column_bytes < 2 * budget &&
+                 g.batch * cut.width * column_bytes <= int64_t(cache_sizes().last) / 3;
   if (!cut.by_unit) cut.tile = cut.width, cut.tiles = 1;
   return cut;
 }
 
-// Rows narrower than this are mapped several at a time, with their tables repeated.
-NF_INLINE int64_t table_repeats(const Columns& g, int64_t tile, int64_t width) {
-  if (g.param_span == 0 || in_runs(g) || tile != width || width >= 256) return 1;
+// How often a table of coefficients is repeated, for rows that are no whole vectors to end on one together; rows of few
+// columns are mapped several at a time anyhow. Rows with a parameter each (RowsAsRuns) only up to what the first-level
+// cache holds.
+template <class C> NF_INLINE int64_t table_repeats(const Columns& g, int64_t tile, int64_t width) {
+  if (in_runs(g) || tile != width) return 1;
   const int64_t whole = width % 16 == 0 ? 1 : width % 8 == 0 ? 2 : width % 4 == 0 ? 4 : width % 2 == 0 ? 8 : 16;
+  if (g.param_span == 0) return whole * width * int64_t(sizeof(C)) <= 4096 && 2 * whole <= g.outer ? whole : 1;
+  if (width >= 256) return 1;
   return ceil_div(smaller(ceil_div(512, width), g.outer), whole) * whole;
 }
 
@@ -285,18 +292,16 @@ template <class T> void build_tables(ForwardMap<T>& f) {
   const Columns& g = f.g;
   if (g.param_span == 0) {  // span is 1
     hat_columns<C>(f.tile, f.mean, f.mean_lo, f.var, f.rstd, f.hi, f.s, f.t);
-    if (wraps<C>(f.tile, g.channels * g.span))
-      wrap_table(f.hi, f.tile), wrap_table(f.s, f.tile), wrap_table(f.t, f.tile);
   } else if (entry(g, g.span) == 1) {
     f.mean_lo != nullptr ? column_coefficients<T, false>(f) : column_coefficients<T, true>(f);
   } else {
     spread_coefficients(f);
   }
-  for (int64_t r = 1; r < f.repeats; ++r) {
-    std::memcpy(f.hi + r * f.tile, f.hi, size_t(f.tile) * sizeof(C));
-    std::memcpy(f.s + r * f.tile, f.s, size_t(f.tile) * sizeof(C));
-    std::memcpy(f.t + r * f.tile, f.t, size_t(f.tile) * sizeof(C));
-  }
+  C* const tables[3] = {f.hi, f.s, f.t};
+  for (int64_t r = 1; r < f.repeats; ++r)
+    for (C* table : tables) std::memcpy(table + r * f.tile, table, size_t(f.tile) * sizeof(C));
+  if (g.param_span == 0 && wraps<C>(f.tile, g.channels * g.span))
+    for (C* table : tables) wrap_table(table, f.repeats * f.tile);
 }
 // Cells of one row of the unit whose channel float cannot hold are computed in double; the others as the vectors do.
 template <class T>
@@ -338,11 +343,12 @@ NF_INLINE void map_tables(T* y, int64_t begin, int64_t end, int64_t tile, int64_
 
 // The same with a parameter for each row.
 template <class C, bool Stream, class T, class MakeOp>
-NF_INLINE void map_weighted_rows(T* y, int64_t begin, int64_t end, int64_t tile, int64_t width, const MakeOp& op) {
+NF_INLINE void map_weighted_rows(T* y, int64_t begin, int64_t end, int64_t tile, int64_t width, int64_t repeats,
+                                 const MakeOp& op) {
   if (!wraps<C>(tile, width)) return map_tables<C, Stream>(y, begin, end, tile, width, 1, op);
   const auto first = op(begin);
   map_runs<C, Stream>(y + begin * width, (end - begin) * width, width, width, Ahead{},
-                      RowsAsRuns<C, std::decay_t<decltype(first)>>{first, width});
+                      RowsAsRuns<C, std::decay_t<decltype(first)>>{first, width, repeats});
 }
 // What a table of n columns takes.
 template <class C> NF_INLINE int64_t table_size(const Columns& g, int64_t n, int64_t repeats) {
@@ -360,7 +366,7 @@ void map_matrix(const ForwardMap<T>& f, int64_t begin, int64_t end, int64_t c0, 
   if (f.extreme) {
     for (int64_t o = begin; o < end; ++o) map_row_carefully(f, o, x + o * width, y + o * width);
   } else if (f.g.param_span == 0) {
-    map_weighted_rows<C, Stream>(y, begin, end, f.tile, width, [&](int64_t o) {
+    map_weighted_rows<C, Stream>(y, begin, end, f.tile, width, f.repeats, [&](int64_t o) {
       return TableHatOp<C, T, Center>{
           {f.hi, f.s, f.t}, x + o * width, f.w != nullptr ? f.w + o : nullptr, f.b != nullptr ? f.b + o : nullptr};
     });

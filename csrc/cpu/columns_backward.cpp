@@ -205,7 +205,7 @@ template <class T> bool backward(const ColumnsBackward& a) {
     if (!by_unit) lanes_bytes = f.threads * 2 * f.planes.block * int64_t(sizeof(F64));
   } else {
     f.matrix = cut_matrix<T>(g, 2, f.threads);
-    f.repeats = table_repeats(g, f.matrix.tile, f.matrix.width);
+    f.repeats = table_repeats<C>(g, f.matrix.tile, f.matrix.width);
     by_unit = f.matrix.by_unit, units = g.batch * f.matrix.tiles;
     f.work_bytes = by_unit ? carve<T>(f, nullptr, nullptr, f.matrix.tile, f.matrix.tile / g.span, false)
                            : carve<T>(f, nullptr, nullptr, f.matrix.width, g.channels, true);

@@ -171,13 +171,14 @@ NF_INLINE void sum_chunk(const Backward<T>& f, const Unit<T>& u, int64_t index, 
   const T *dy = item(f, f.a.dy, u.b), *x = item(f, f.a.x, u.b);
   if (f.g.any_order)
     batch_chunk<C>(ColumnSlopes<C, T>{dy, x, width, u.shift - u.c0}, begin, end, c0, c1, f.ahead, s, q);
-  else if (!by_rows(f)) column_chunk<C>(ColumnSlopes<C, T>{dy, x, width, u.shift - u.c0}, begin, end, c0, c1, s, q);
+  else if (!by_rows(f))
+    column_chunk<C>(ColumnSlopes<C, T>{dy, x, width, u.shift - u.c0}, begin, end, c0, c1, f.matrix.resident, s, q);
   else if (f.a.center)
     column_chunk<C>(ColumnWeighted<C, T, true>{dy, x, width, f.w, u.hi - u.c0, u.p - u.c0, u.t - u.c0}, begin, end, c0,
-                    c1, s, q);
+                    c1, f.matrix.resident, s, q);
   else
     column_chunk<C>(ColumnWeighted<C, T, false>{dy, x, width, f.w, u.hi - u.c0, u.p - u.c0, u.t - u.c0}, begin, end, c0,
-                    c1, s, q);
+                    c1, f.matrix.resident, s, q);
 }
 
 // One column (planes: channel) that float cannot hold, cell by cell in double: A and B*rstd, weighted where the
@@ -273,13 +274,12 @@ template <class T> void build_tables(const Backward<T>& f, Unit<T>& u) {
         u.hi[s] = k.hi, u.p[s] = k.p, u.q[s] = k.q, u.t[s] = k.t;
     }
   }
-  C* const tables[4] = {u.hi, u.p, u.q, u.t};
-  if (by_rows(f) && wraps<C>(tile, f.matrix.width)) {
-    for (C* table : tables) wrap_table(table, tile);
-    wrap_table(u.b_of, tile);
+  C* const tables[5] = {u.hi, u.p, u.q, u.t, u.b_of};
+  const int count = by_rows(f) ? 5 : 4;
+  for (int i = 0; i < count; ++i) {
+    for (int64_t r = 1; r < f.repeats; ++r) std::memcpy(tables[i] + r * tile, tables[i], size_t(tile) * sizeof(C));
+    if (by_rows(f) && wraps<C>(tile, f.matrix.width)) wrap_table(tables[i], f.repeats * tile);
   }
-  for (int64_t r = 1; r < f.repeats; ++r)
-    for (C* table : tables) std::memcpy(table + r * tile, table, size_t(tile) * sizeof(C));
 }
 
 // One row of a unit in which float cannot hold some channel: those in double, the others as the vectors do.
@@ -325,7 +325,7 @@ void map_matrix(const Backward<T>& f, const Unit<T>& u, int64_t begin, int64_t e
   } else if (by_rows(f)) {
     const auto weights = [&](int64_t o) { return f.w != nullptr ? f.w + o : nullptr; };
     const auto map = [&](auto center) {
-      map_weighted_rows<C, Stream>(dx, begin, end, tile, width, [&](int64_t o) {
+      map_weighted_rows<C, Stream>(dx, begin, end, tile, width, f.repeats, [&](int64_t o) {
         return TableHatGradientOp<C, T, center>{dy + o * width, x + o * width, u.hi, u.p, u.t, u.q, u.b_of, weights(o)};
       });
     };

@@ -397,18 +397,19 @@ template <class C, class T, bool Center> struct TableHatGradientOp {
 };
 
 // Whole rows that are no whole vectors, as runs one behind the other: no row begins or ends with a part of a vector.
-// The L cells that lie in two rows take what belongs to a row from both, and the table as if it began again behind its
-// end, where wrap_table has put its first L entries once more.
+// The L cells that lie in two rows take what belongs to a row from both. The table holds `repeats` rows, a power of two,
+// and goes on behind its end, where wrap_table has put its first L entries once more; with as many as make whole vectors
+// every vector of the table begins on a cache line.
 template <class C, class Op> struct RowsAsRuns {
   static constexpr int fetch = 2;
   Op op;
-  int64_t width;
+  int64_t width, repeats;
   struct K {
     typename Op::Row row;
     int64_t start;
   };
   using V = Vec<C>;
-  __attribute__((always_inline)) inline K run(int64_t r) const { return {op.row(r), r * width}; }
+  __attribute__((always_inline)) inline K run(int64_t r) const { return {op.row(r), (r & -repeats) * width}; }
   __attribute__((always_inline)) static inline K join(int n, const K& a, const K& b) {
     return {Op::join(n, a.row, b.row), a.start};
   }
@@ -422,8 +423,8 @@ template <class C, class Op> struct RowsAsRuns {
 template <class C> NF_INLINE bool wraps(int64_t tile, int64_t width) {
   return tile == width && width >= Lanes<C>::n && width % Lanes<C>::n != 0;
 }
-template <class C> NF_INLINE void wrap_table(C* table, int64_t width) {
-  Cells<C, C>::store(table + width, Cells<C, C>::load(table));
+template <class C> NF_INLINE void wrap_table(C* table, int64_t n) {
+  Cells<C, C>::store(table + n, Cells<C, C>::load(table));
 }
 
 }  // namespace
