@@ -52,12 +52,12 @@ def test_some_calls(tmp_path):
 @pytest.mark.slow
 def test_many_calls(tmp_path):
     """Every function well and badly called, many different outcomes, and no memory lost."""
-    report = fuzzed(tmp_path, "--calls", 12_000, "--seed", 2, "--memory", "--around", 50)
+    report = fuzzed(tmp_path, "--calls", 8_000, "--seed", 2, "--memory", "--around", 50)
     assert report["finds"] == []
     assert report["functions"].keys() == FUNCTIONS | CONTROLS.keys()
     assert all(min(counts) > 0 for counts in report["functions"].values())
-    assert report["succeeded"] > 3000
-    assert report["outcomes"] > 3000
+    assert report["succeeded"] > 2000
+    assert report["outcomes"] > 2000
     assert report["blocks grown"] < 100
 
 

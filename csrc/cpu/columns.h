@@ -121,7 +121,7 @@ template <class T> NF_INLINE MatrixCut cut_matrix(const Columns& g, int arrays, 
 template <class C> NF_INLINE int64_t table_repeats(const Columns& g, int64_t tile, int64_t width) {
   if (in_runs(g) || tile != width) return 1;
   const int64_t whole = width % 16 == 0 ? 1 : width % 8 == 0 ? 2 : width % 4 == 0 ? 4 : width % 2 == 0 ? 8 : 16;
-  if (g.param_span == 0) return whole * width * int64_t(sizeof(C)) <= 4096 && 2 * whole <= g.outer ? whole : 1;
+  if (g.param_span == 0) return whole * width * int64_t(sizeof(C)) <= 4096 && 8 * whole <= g.outer ? whole : 1;
   if (width >= 256) return 1;
   return ceil_div(smaller(ceil_div(512, width), g.outer), whole) * whole;
 }
