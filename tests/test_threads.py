@@ -69,7 +69,7 @@ def test_same_bits(case, dtype, threads):
         assert_same_bits(everything(case, dtype), want)
 
 
-@pytest.mark.parametrize("scale", [1e-40, 1e-30, 1e36])
+@pytest.mark.parametrize("scale", [1e-40, *(pytest.param(s, marks=pytest.mark.slow) for s in (1e-30, 1e36))])
 @pytest.mark.parametrize("case", [LARGE[0], LARGE[1], LARGE[3], LARGE[9], LARGE[13], LARGE[14], LARGE[15]], ids=str)
 def test_same_bits_of_extremes(case, scale, threads):
     """Reductions that need another way than their neighbours: every fifth is far out of the usual range, one is NaN."""
