@@ -62,11 +62,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--budget", type=float, default=2.0, help="seconds per cell after which rounds end (default 2)")
     run.add_argument("--huge-pages", action="store_true", help="recycled: let malloc of glibc >= 2.35 use huge pages")
     run.add_argument(
-        "--out", type=Path, default=OUT / "board.json", help="JSON file; charts and Markdown lie beside it"
+        "--out",
+        type=results.board_path,
+        default=OUT / "board.json",
+        help="JSON file; charts and Markdown lie beside it",
     )
 
     shown = commands.add_parser("report", help="tables, Markdown and charts of a JSON file")
-    shown.add_argument("file", type=Path)
+    shown.add_argument("file", type=results.board_path)
     _filters(shown)
     shown.add_argument("--threads", type=_numbers)
     shown.add_argument("--modes", type=_words)

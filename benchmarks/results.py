@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import ArgumentTypeError
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import exp, log
@@ -163,6 +164,14 @@ def summarise(cells: list[Cell], peers: list[str]) -> list[Summary]:
             mean = geometric_mean(ratios)
             result.append(Summary(name, len(values), mean, least, at.case.label, sum(r < 1 for r in ratios)))
     return result
+
+
+def board_path(text: str) -> Path:
+    """Where a board lies, for a command line. Its log, tables and pictures take its name without the ending."""
+    path = Path(text)
+    if path.suffix != ".json":
+        raise ArgumentTypeError(f"a board's name ends in .json: {path.name}.json")
+    return path
 
 
 def save(content: dict, path: Path) -> None:

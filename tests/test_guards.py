@@ -119,6 +119,25 @@ print(calls)
 """
 )
 
+LARGE = (
+    PRELUDE
+    + """
+fences = [Fence(4 << 20) for _ in range(7)]
+calls = 0
+for threads in (1, 2):
+    nf.set_num_threads(threads)
+    for case in (
+        layer((16, 40, 1000), axis=1), layer((3, 300, 900), axis=1), layer((700, 1000)), rms((9000, 70)),
+        group((16, 300, 128), 4, channel_axis=-1), group((16, 32, 1100), 4),
+        instance((16, 300, 128), channel_axis=-1), instance((40, 64, 250)),
+        batch((16, 300, 128), channel_axis=-1), batch((16, 128, 300)), batch((300, 2100)),
+    ):
+        for dtype in (F32, BF16):
+            calls += check(case, dtype, (0, dtype.itemsize), fences)
+print(calls)
+"""
+)
+
 
 def test_every_length():
     """Rows of up to 140 cells, every start at a multiple of the cell within 64 bytes."""
@@ -133,6 +152,11 @@ def test_every_start():
 def test_shapes():
     """Every way through the kernels of columns and planes."""
     assert int(_child.output(SHAPES, "lambda size: (0, size, 3 * size, 64 - size)", timeout=900)) > 10_000
+
+
+def test_larger_than_a_cache():
+    """What the second-level cache does not hold is brought there, but nothing beside it."""
+    assert int(_child.output(LARGE, timeout=900)) == 2 * 11 * 2 * 4 * 3
 
 
 @pytest.mark.proof

@@ -1,7 +1,9 @@
-"""How the tables of the board write a time."""
+"""How the tables of the board write a time, and what a board may be called."""
+
+from argparse import ArgumentTypeError
 
 import pytest
-from benchmarks.results import duration
+from benchmarks.results import board_path, duration
 
 
 @pytest.mark.parametrize(
@@ -11,3 +13,11 @@ from benchmarks.results import duration
 )  # fmt: skip
 def test_three_digits_and_the_unit_that_fits_them(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("name", ["board", "out/board", "board.v2", "board.md"])
+def test_board_path(name):
+    """A board without an ending would bear the name of its folder of pictures: that failed after the last cell."""
+    with pytest.raises(ArgumentTypeError, match=r"board.*\.json$"):
+        board_path(name)
+    assert board_path(f"{name}.json").name.endswith(".json")

@@ -76,7 +76,8 @@ struct MatrixCut {
   int64_t tile;   // columns of a unit
   int64_t tiles;
   bool by_unit;
-  bool resident;  // a unit lies in the second-level cache, or comes there from the last one in time
+  bool resident;    // a unit lies in the second-level cache, or comes there from the last one in time
+  bool one_stream;  // the second-level cache holds a unit, which is one piece of memory
 };
 
 constexpr int64_t row_segment = 512;
@@ -85,15 +86,16 @@ template <class T> NF_INLINE MatrixCut cut_matrix(const Columns& g, int arrays, 
   MatrixCut cut;
   cut.width = g.channels * g.span;
   const int64_t column_bytes = g.outer * int64_t(sizeof(T)) * arrays;
-  const int64_t budget = int64_t(cache_sizes().l2) * 3 / 8;  // results take as much again
+  const int64_t l2 = int64_t(cache_sizes().l2), budget = l2 * 3 / 8;  // results take as much again
   int64_t tile = cut.width;
-  // Narrower than this, the runs of a row are too short for the memory system.
+  // Narrower than this, the runs of a row are too short for the memory system. A single array has its rows whole if it
+  // can, and with them one stream, which memory answers at twice the rate of pieces.
   const int64_t least = smaller(cut.width, 512);
-  if (tile * column_bytes > budget) tile = larger(least, budget / column_bytes);
+  if (tile * column_bytes > (arrays == 1 ? 2 : 1) * budget) tile = larger(least, budget / column_bytes);
   // Where columns are short, their tables are larger than their cells.
   tile = smaller(tile, 8192);
   // What the caches hold anyhow is cut finer, for all threads to have some.
-  if (threads > 1 && cut.width * column_bytes <= 4 * int64_t(cache_sizes().l2))
+  if (threads > 1 && cut.width * column_bytes <= 4 * l2)
     tile = smaller(tile, larger(narrow_batch, ceil_div(cut.width, ceil_div(2 * threads, g.batch))));
   // Whole channels and, if possible, whole vectors.
   // Layer norm over a middle axis sums dweight over segments of the row: tiles hold whole ones.
@@ -109,8 +111,9 @@ template <class T> NF_INLINE MatrixCut cut_matrix(const Columns& g, int arrays, 
   cut.tiles = ceil_div(cut.width, cut.tile);
   const bool fits = cut.tile * column_bytes <= 4 * budget;
   cut.by_unit = fits && (threads == 1 || g.batch * cut.tiles >= 2 * threads);
-  cut.resident = cut.by_unit && cut.tile * column_bytes < 2 * budget &&
-                 g.batch * cut.width * column_bytes <= int64_t(cache_sizes().last) / 3;
+  const bool small = cut.by_unit && cut.tile * column_bytes < 2 * budget;
+  cut.one_stream = small && arrays == 1 && cut.tile == cut.width;
+  cut.resident = small && (cut.one_stream || g.batch * cut.width * column_bytes <= int64_t(cache_sizes().last) / 3);
   if (!cut.by_unit) cut.tile = cut.width, cut.tiles = 1;
   return cut;
 }
@@ -124,6 +127,12 @@ template <class C> NF_INLINE int64_t table_repeats(const Columns& g, int64_t til
   if (g.param_span == 0) return whole * width * int64_t(sizeof(C)) <= 4096 && 8 * whole <= g.outer ? whole : 1;
   if (width >= 256) return 1;
   return ceil_div(smaller(ceil_div(512, width), g.outer), whole) * whole;
+}
+
+// The `repeats` of one table; `wrapped` ones go on with their beginning (RowsAsRuns).
+template <class C> NF_INLINE void repeat_table(C* table, int64_t tile, int64_t repeats, bool wrapped) {
+  for (int64_t r = 1; r < repeats; ++r) std::memcpy(table + r * tile, table, size_t(tile) * sizeof(C));
+  if (wrapped) wrap_table(table, repeats * tile);
 }
 
 NF_INLINE int64_t padded64(int64_t n) { return (n + 63) / 64 * 64; }
@@ -181,9 +190,15 @@ NF_INLINE void sum_planes(const Columns& g, int64_t from, int64_t planes, int64_
 }
 
 // Brings columns [c0, c1) of all rows into the second-level cache, in the order in which they lie in memory: lanes go
-// down the columns, where the hardware sees no stream.
-template <class T> NF_INLINE void fetch_columns(const T* x, int64_t rows, int64_t width, int64_t c0, int64_t c1) {
+// down the columns, where the hardware sees no stream. One stream is read: the processor drops prefetch instructions
+// while too many lines are on their way. Of pieces, which it does not foresee, it is the other way round.
+template <class T>
+NF_INLINE void fetch_columns(const T* x, int64_t rows, int64_t width, int64_t c0, int64_t c1, bool one_stream) {
   constexpr int64_t line = 64 / int64_t(sizeof(T));
+  if (one_stream) {
+    for (int64_t i = 0; i < rows * width; i += line) static_cast<void>(*reinterpret_cast<const volatile char*>(x + i));
+    return;
+  }
   for (int64_t o = 0; o < rows; ++o)
     for (int64_t c = c0; c < c1; c += line) __builtin_prefetch(x + o * width + c, 0, 2);
 }
@@ -297,12 +312,11 @@ template <class T> void build_tables(ForwardMap<T>& f) {
   } else {
     spread_coefficients(f);
   }
+  const bool wrapped = g.param_span == 0 && wraps<C>(f.tile, g.channels * g.span);
   C* const tables[3] = {f.hi, f.s, f.t};
-  for (int64_t r = 1; r < f.repeats; ++r)
-    for (C* table : tables) std::memcpy(table + r * f.tile, table, size_t(f.tile) * sizeof(C));
-  if (g.param_span == 0 && wraps<C>(f.tile, g.channels * g.span))
-    for (C* table : tables) wrap_table(table, f.repeats * f.tile);
+  for (C* table : tables) repeat_table(table, f.tile, f.repeats, wrapped);
 }
+
 // Cells of one row of the unit whose channel float cannot hold are computed in double; the others as the vectors do.
 template <class T>
 __attribute__((noinline)) void map_row_carefully(const ForwardMap<T>& f, int64_t o, const T* x, T* y) {

@@ -276,10 +276,8 @@ template <class T> void build_tables(const Backward<T>& f, Unit<T>& u) {
   }
   C* const tables[5] = {u.hi, u.p, u.q, u.t, u.b_of};
   const int count = by_rows(f) ? 5 : 4;
-  for (int i = 0; i < count; ++i) {
-    for (int64_t r = 1; r < f.repeats; ++r) std::memcpy(tables[i] + r * tile, tables[i], size_t(tile) * sizeof(C));
-    if (by_rows(f) && wraps<C>(tile, f.matrix.width)) wrap_table(tables[i], f.repeats * tile);
-  }
+  const bool wrapped = by_rows(f) && wraps<C>(tile, f.matrix.width);
+  for (int i = 0; i < count; ++i) repeat_table(tables[i], tile, f.repeats, wrapped);
 }
 
 // One row of a unit in which float cannot hold some channel: those in double, the others as the vectors do.
