@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -360,3 +363,58 @@ def test_large_calls_release_the_gil(threads):
         assert any(_other_thread_runs_during(call, x) for x in sizes)
     # Negative control: work that keeps the GIL lets nobody in.
     assert not any(_other_thread_runs_during(sum, range(200_000)) for _ in range(5))
+
+
+COMPILER = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+
+LATE = """
+import ctypes, os, random, sys, time
+from pathlib import Path
+import numpy as np
+import normfast as nf
+
+late = ctypes.CDLL(sys.argv[1])
+late_in = ctypes.c_char_p.in_dll(late, "late_in")
+nf.set_num_threads(2)
+x = np.random.default_rng(0).standard_normal((64, 4096), dtype=np.float32)
+out = np.empty_like(x)
+before = set(os.listdir("/proc/self/task"))
+for _ in range(50):
+    nf.layer_norm(x, out=out)
+(worker,) = set(os.listdir("/proc/self/task")) - before
+
+def seconds():
+    return int(Path(f"/proc/self/task/{worker}/schedstat").read_text().split()[0]) * 1e-9
+
+# The worker goes to sleep half a millisecond after it had something to do: about then the next call comes, and is late
+# for the lock under which it wakes who sleeps.
+wait, end, rounds, count = random.Random(0), time.monotonic() + 200, 0, ctypes.c_long.in_dll(late, "late_count")
+while rounds < 8 or (count.value == 0 and time.monotonic() < end):
+    rounds += 1
+    late_in.value = b"_core"
+    for _ in range(500):
+        nf.layer_norm(x, out=out)
+        until = time.perf_counter() + wait.uniform(400e-6, 560e-6)
+        while time.perf_counter() < until:
+            pass
+    late_in.value = None
+    start, deadline = seconds(), time.monotonic() + 20  # others may have the CPUs
+    while seconds() - start < 1e-3:
+        assert time.monotonic() < deadline, f"the worker sleeps, round {rounds}"
+        for _ in range(500):
+            nf.layer_norm(x, out=out)
+print(count.value)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/schedstat"), reason="reads Linux's count of a thread's CPU time")
+@pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
+@pytest.mark.skipif("lib" in os.environ.get("LD_PRELOAD", ""), reason="sanitizers have a lock of their own")
+def test_a_late_caller_loses_no_worker(tmp_path):
+    """A caller that was held up just before it woke a worker, which meanwhile did the work and went to sleep again,
+    took it for awake ever after, and worked alone from then on."""
+    library = tmp_path / "late.so"
+    command = [COMPILER, "-std=gnu11", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-o", library]
+    subprocess.run([*command, Path(__file__).parent / "faults" / "late.c", "-ldl"], check=True)
+    assert int(_child.output(LATE, library, LD_PRELOAD=str(library), timeout=600)) > 0

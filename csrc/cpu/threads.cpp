@@ -167,14 +167,18 @@ struct Pool {
     if (generation.load() != seen) return;
     {
       std::unique_lock<std::mutex> lock(mutex);
-      sleepers.fetch_add(1);
-      if (generation.load() != seen) {
-        sleepers.fetch_sub(1);
-        return;
+      bool listed = false;
+      // Counts itself each time that it goes to sleep, not once: who wakes the sleepers takes them all for awake, and may
+      // have been on its way here since before this one saw what is new.
+      for (;; wake.wait(lock)) {
+        sleepers.fetch_add(1);
+        if (generation.load() != seen) break;
+        if (listed) continue;
+        me.leave(caller_cpu.load(std::memory_order_relaxed));
+        me.next = asleep, asleep = &me, listed = true;
       }
-      me.leave(caller_cpu.load(std::memory_order_relaxed));
-      me.next = asleep, asleep = &me;
-      wake.wait(lock, [&] { return generation.load() != seen; });
+      sleepers.fetch_sub(1);
+      if (!listed) return;
       Sleeper** at = &asleep;
       while (*at != &me) at = &(*at)->next;
       *at = me.next;
