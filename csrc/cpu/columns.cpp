@@ -230,8 +230,10 @@ template <class T> void matrix_units(void* context, int64_t begin, int64_t end, 
     set_unit(f, u, index);
     const int64_t columns = u.c1 - u.c0;
     const bool quick = f.g.outer * f.g.span > few_cells;
-    if (f.ahead && !f.g.any_order)
-      fetch_columns(item(f, u.b), f.g.outer, f.matrix.width, u.c0, u.c1, f.matrix.one_stream);
+    if (f.ahead && !f.g.any_order) {
+      if (f.matrix.one_stream) read_stream(item(f, u.b), f.g.outer * f.matrix.width);
+      else fetch_columns(item(f, u.b), f.g.outer, f.matrix.width, u.c0, u.c1);
+    }
     if (f.a.center && quick) find_shifts(f, u);
     if (!one_chunk(f)) clear_totals(u, columns);
     for (int64_t i = 0; quick && i < f.chunks; ++i) {

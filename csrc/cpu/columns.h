@@ -189,16 +189,15 @@ NF_INLINE void sum_planes(const Columns& g, int64_t from, int64_t planes, int64_
   for (; i < n; ++i) s[i] = sum_lanes(lanes[2 * i]), q[i] = sum_lanes(lanes[2 * i + 1]);
 }
 
-// Brings columns [c0, c1) of all rows into the second-level cache, in the order in which they lie in memory: lanes go
-// down the columns, where the hardware sees no stream. One stream is read: the processor drops prefetch instructions
-// while too many lines are on their way. Of pieces, which it does not foresee, it is the other way round.
-template <class T>
-NF_INLINE void fetch_columns(const T* x, int64_t rows, int64_t width, int64_t c0, int64_t c1, bool one_stream) {
+// Lanes go down the columns, where the hardware sees no stream: first a unit is brought into the second-level cache in the
+// order in which it lies in memory. One piece of memory is read, since the processor drops prefetch instructions while too
+// many lines are on their way; of columns [c0, c1) alone, pieces that it does not foresee, reading is the slower way.
+template <class T> NF_INLINE void read_stream(const T* x, int64_t cells) {
+  for (int64_t i = 0; i < cells; i += 64 / int64_t(sizeof(T)))
+    static_cast<void>(*reinterpret_cast<const volatile char*>(x + i));
+}
+template <class T> NF_INLINE void fetch_columns(const T* x, int64_t rows, int64_t width, int64_t c0, int64_t c1) {
   constexpr int64_t line = 64 / int64_t(sizeof(T));
-  if (one_stream) {
-    for (int64_t i = 0; i < rows * width; i += line) static_cast<void>(*reinterpret_cast<const volatile char*>(x + i));
-    return;
-  }
   for (int64_t o = 0; o < rows; ++o)
     for (int64_t c = c0; c < c1; c += line) __builtin_prefetch(x + o * width + c, 0, 2);
 }

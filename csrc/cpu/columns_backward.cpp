@@ -25,8 +25,8 @@ template <class T> void matrix_units(void* context, int64_t begin, int64_t end, 
     begin_unit(f, u);
     if (f.needs_sums) {
       if (f.ahead && !f.g.any_order) {
-        fetch_columns(item(f, f.a.dy, u.b), f.g.outer, f.matrix.width, u.c0, u.c1, f.matrix.one_stream);
-        fetch_columns(item(f, f.a.x, u.b), f.g.outer, f.matrix.width, u.c0, u.c1, f.matrix.one_stream);
+        fetch_columns(item(f, f.a.dy, u.b), f.g.outer, f.matrix.width, u.c0, u.c1);
+        fetch_columns(item(f, f.a.x, u.b), f.g.outer, f.matrix.width, u.c0, u.c1);
       }
       if (!one_chunk(f, u)) clear_totals(u, columns);
       for (int64_t i = 0; i < f.chunks; ++i) {
