@@ -40,9 +40,7 @@ COUNTS = (1, 2, 3, 7, 16)
 POOL_LIMITS = (0, 8 * MB, 64 * MB)
 INTERVALS = 24
 FRACTIONS = ("minute", "MB", "MB still")
-# MB that the process may grow by, from the second third of the time to the last: fragments of the heap. In some seconds
-# it still warms up: 3.7 to 9.4 in eight runs.
-GROWTH, GROWTH_AT_FIRST, FIRST = 8, 16, 60
+GROWTH = 2  # MB that the process may grow by, from the second third of the time to the last; 0.1 was seen
 
 # What a broken library or a broken caller would do: each ends the run with a complaint and an exit status other than 0.
 FAULTS = ("leak", "bit", "child", "hang", "descriptor", "thread")
@@ -280,7 +278,7 @@ class Run:
             print(*(f"{value:11.{2 if name in FRACTIONS else 0}f}" for name, value in found.items()), flush=True)
             self.found.append(found)
             if "leak" in self.faults:
-                self.leaked.append(np.ones(MB // 2))
+                self.leaked.append(np.ones(MB // 16))
             if "descriptor" in self.faults:
                 os.open(os.devnull, os.O_RDONLY)
             if "thread" in self.faults:
@@ -310,7 +308,7 @@ class Run:
         found = self.found[INTERVALS // 3 :]
         late = len(found) // 2
         growth = np.median([f["MB still"] for f in found[late:]]) - np.median([f["MB still"] for f in found[:late]])
-        if growth > (GROWTH_AT_FIRST if self.seconds < FIRST else GROWTH):
+        if growth > GROWTH:
             yield f"memory grew by {growth:.1f} MB"
         for what in ("threads", "descriptors"):
             # The least of each part: a thread that has just ended may still be listed.
