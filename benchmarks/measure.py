@@ -1,9 +1,10 @@
 """Timing: contenders take turns in one process, round by round; noisy samples are thrown away and counted.
 
-One sample is as many calls as fill `SHORTEST` seconds. Before it stands a call that brings this contender's data into
-the caches. With several threads a pause comes first, in which the pools of the contender before go to sleep, and
-`AWAKE` seconds of calls follow, in which this contender's threads wake up: some contenders wait for theirs in the first
-call, others work without them until they have come. The first call after the pause is kept by itself, as `first`.
+One sample is as many calls as fill `SHORTEST` seconds. `WARM` seconds of calls come before it, in which this
+contender's data come into the caches (one call is not enough: the last-level cache does not keep all that it has seen
+once, and times were seen to halve until the fifth call) and its threads wake up: some contenders wait for theirs in the
+first call, others work without them until they have come. With several threads a pause comes before that, in which the
+pools of the contender before go to sleep. The first of these calls is kept by itself, as `first`.
 A ratio is the median of the ratios within rounds, so that slow drifts of the machine cancel.
 """
 
@@ -20,7 +21,7 @@ from .counters import Counters
 
 SHORTEST = 2e-4  # seconds per sample, at least
 PAUSE = 6e-3  # before each sample when there are several threads, at least
-AWAKE = 1e-3  # of calls after it, at least, before the sample
+WARM = 1e-3  # of calls before each sample, at least
 AT_REST = 0.2  # CPUs in use below which the threads of the contender before count as asleep
 WAITED = 0.02  # share of a sample that threads may wait for a CPU before it is rejected
 WAITED_BEYOND = 0.10  # where threads are woken, which counts as waiting: what they may wait beyond their usual share
@@ -86,13 +87,14 @@ def _quantile(values: list[float], q: float) -> float:
 
 
 def calibrate(contender: Sampled) -> tuple[int, float]:
-    """Calls per sample, and the seconds that one call takes."""
+    """Calls per sample, and the seconds that one call takes, both when all is warm."""
     n, taken = 1, contender.sample(1)
-    if taken < SLOW:  # the first call may have been the slowest
-        taken = contender.sample(1)
-    while taken < SHORTEST:
-        n = max(n + 1, ceil(n * min(8.0, 1.2 * SHORTEST / max(taken, 1e-7))))
+    before = 0.0 if taken < SLOW else WARM  # the first call may have been the slowest
+    while taken < SHORTEST or before < WARM:
+        if taken < SHORTEST:
+            n = max(n + 1, ceil(n * min(8.0, 1.2 * SHORTEST / max(taken, 1e-7))))
         taken = contender.sample(n)
+        before += taken
     return n, taken / n
 
 
@@ -143,8 +145,8 @@ def _once(contender: Sampled, series: Series, counters: Counters, threads: int) 
         _rest()
     if not series.slow:
         series.first.append(contender.sample(1))
-        if threads > 1 and series.each < AWAKE:
-            contender.sample(ceil(AWAKE / max(series.each, 1e-7)))
+        if series.each < WARM:
+            contender.sample(ceil(WARM / max(series.each, 1e-7)))
     before = counters.read()
     cpu, start = process_time(), perf_counter()
     taken = contender.sample(series.calls)
