@@ -4,8 +4,9 @@
 // The other norms owe a column the bits that it would have as a row (column_sums.h), and pay with a table of sixteen
 // lanes for each. Batch norm owes that to nobody: here neighbouring rows are added, four in a chain, four chains in a
 // group, four groups in a block, blocks in double, so that no float32 sum has more than four terms here either. Chains
-// stay in registers; a group and a block take four floats and two doubles of each column, which the first-level cache
-// holds. Half the time of lanes in the caches, and what memory allows beyond them.
+// stay in registers; a group and a block take four floats and two doubles of each column. Strips are so wide that the
+// first-level cache holds those that every chain needs, a group's, and a row of one is up to a page of memory. Half the
+// time of lanes in the caches, and what memory allows beyond them.
 #pragma once
 
 #include "column_sums.h"
@@ -31,7 +32,7 @@ NF_INLINE int64_t batch_chunk_rows(int64_t rows, int64_t width) {
 }
 
 template <class C> struct BatchTables {
-  static constexpr int64_t width = 32 * Lanes<C>::n;
+  static constexpr int64_t width = 64 * Lanes<C>::n;
   C group_s[width], group_q[width], block_s[width], block_q[width];
   double s[width], q[width];
 };
