@@ -18,6 +18,10 @@ struct Ahead {
   template <class T> __attribute__((always_inline)) static inline Ahead at(const T* next, int64_t i) {
     return {next != nullptr ? next + i : nullptr};
   }
+  template <class T> __attribute__((always_inline)) inline Ahead skip(int64_t cells) const {
+    return first == nullptr ? Ahead{}
+                            : Ahead{static_cast<const T*>(first) + cells, static_cast<const T*>(second) + cells};
+  }
   template <class T, int64_t cells, int near> __attribute__((always_inline)) inline void fetch(int64_t i) const {
     fetch_lines<cells, near>(static_cast<const T*>(first) + i);
     if (second != nullptr) fetch_lines<cells, near>(static_cast<const T*>(second) + i);

@@ -12,6 +12,8 @@ namespace nf {
 namespace {
 
 constexpr int group_rows = 16;
+// Rows so short that the first-level cache holds a group of them from the first step to the second.
+constexpr int64_t short_row_bytes = 512;
 
 template <class T> struct Backward {
   using C = typename TypeOf<T>::compute;
@@ -21,7 +23,7 @@ template <class T> struct Backward {
   int64_t n;        // cells of a row
   double per_cell;  // 1 / n: a division per row would be felt where rows are short
   bool wants_params, extreme, streaming;
-  bool one_vector = false;  // rows of one vector or less; looks for extreme rows by itself
+  bool in_groups = false;  // rows whose sums are found a group at a time, which looks for extreme rows by itself
   // Rows of one phase (r % period) share their parameters; they are cut into blocks, blocks into groups.
   int64_t phase_rows = 0, block_rows = 0, blocks = 0;
   bool short_rows = false;       // the second step goes down the columns, not along the rows
@@ -109,11 +111,12 @@ __attribute__((noinline)) void row_sums(const Backward<T>& f, Group<T>& u, int i
   u.k.set(i, h, slope<C>(rstd, Center ? s.s * f.per_cell : 0.0, s.q * f.per_cell));
 }
 
-// Step one of a whole group of rows of one vector, with the bits of row_sums: what is done once per row, the folding of
-// lanes and the arithmetic in double, would otherwise cost more than the cells. False, and nothing done, if there is a
-// row that float cannot hold.
-template <class T, bool Center, bool Whole>
-__attribute__((noinline)) bool short_sums(const Backward<T>& f, Group<T>& u) {
+// Step one of a whole group of short rows, with the bits of row_sums: what is done once per row, the folding of lanes and
+// the arithmetic in double, would otherwise cost as much as the cells. False, and nothing done, if there is a row that
+// float cannot hold.
+enum class RowLength { part_of_vector, vector, longer };
+template <class T, bool Center, RowLength length>
+__attribute__((noinline)) bool group_sums(const Backward<T>& f, Group<T>& u) {
   using C = typename TypeOf<T>::compute;
   using V = Vec<C>;
   double mean[group_rows], rstd[group_rows];
@@ -129,19 +132,27 @@ __attribute__((noinline)) bool short_sums(const Backward<T>& f, Group<T>& u) {
   }
   const int n = int(f.n);
   V w = splat<C>(1);
-  if (u.w != nullptr) w = Whole ? Cells<C, C>::load(u.w) : Cells<C, C>::load_n(u.w, n, C(0));
+  if (length != RowLength::longer && u.w != nullptr)
+    w = length == RowLength::vector ? Cells<C, C>::load(u.w) : Cells<C, C>::load_n(u.w, n, C(0));
   double s1[group_rows], s2[group_rows];
   for (int i0 = 0; i0 < group_rows; i0 += 8) {
     F64 s[8], q[8];
     for (int j = 0; j < 8; ++j) {
       const int i = i0 + j < u.rows ? i0 + j : 0;
-      const int64_t at = i * u.pitch;
-      V d = Whole ? Cells<C, T>::load(u.dy + at) : Cells<C, T>::load_n(u.dy + at, n, C(0));
-      V x = Whole ? Cells<C, T>::load(u.x + at) : Cells<C, T>::load_n(u.x + at, n, u.k.hi[i]);
-      if constexpr (Center) x = fma(x - splat<C>(u.k.hi[i]), splat<C>(u.k.rs[i]), splat<C>(u.k.t[i]));
-      else x = x * splat<C>(u.k.rs[i]);
-      d = d * w;
-      s[j] = BlockSums<C>::widen(d), q[j] = BlockSums<C>::widen(d * x);
+      const T *dy = u.dy + i * u.pitch, *x = u.x + i * u.pitch;
+      const Hat<C> h{u.k.hi[i], u.k.rs[i], u.k.t[i]};
+      if constexpr (length == RowLength::longer) {
+        s[j] = q[j] = splat<double>(0);
+        if (u.w != nullptr) add_run<C>(WeightedSlopes<C, T, true, Center>{dy, x, u.w, h}, n, s[j], q[j]);
+        else add_run<C>(WeightedSlopes<C, T, false, Center>{dy, x, nullptr, h}, n, s[j], q[j]);
+      } else {
+        const WeightedSlopes<C, T, false, Center> cells{dy, x, nullptr, h};
+        V d, same, xhat;
+        if constexpr (length == RowLength::vector) cells.get(0, d, same, xhat);
+        else cells.get_n(0, n, d, same, xhat);
+        d = d * w;
+        s[j] = BlockSums<C>::widen(d), q[j] = BlockSums<C>::widen(d * xhat);
+      }
     }
     store(s1 + i0, sum_lanes8(s)), store(s2 + i0, sum_lanes8(q));
   }
@@ -150,6 +161,12 @@ __attribute__((noinline)) bool short_sums(const Backward<T>& f, Group<T>& u) {
     u.k.a[i] = k.a, u.k.b[i] = k.b;
   }
   return true;
+}
+template <class T, bool Center> NF_INLINE bool group_sums(const Backward<T>& f, Group<T>& u) {
+  constexpr int64_t L = Lanes<typename TypeOf<T>::compute>::n;
+  return f.n > L    ? group_sums<T, Center, RowLength::longer>(f, u)
+         : f.n == L ? group_sums<T, Center, RowLength::vector>(f, u)
+                    : group_sums<T, Center, RowLength::part_of_vector>(f, u);
 }
 
 // The gradients of the k columns from `at` on, whose sums these are; streamed past the cache if that is wanted.

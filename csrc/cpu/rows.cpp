@@ -243,7 +243,7 @@ template <class T, bool Center, bool Stream> void forward_short(void* context, i
   stream_fence(Stream);
 }
 
-// ---- rows of some vectors: eight at a time -------------------------------------------------------------------------
+// ---- rows of some vectors: eight or sixteen at a time --------------------------------------------------------------
 
 // Likewise, where the first-level cache holds eight rows, of one chunk each: beyond, the map would wait for the second.
 // Cells have their own parameters, the same in all rows, or a row is one run (instance norm). The bits are those of
@@ -253,72 +253,79 @@ constexpr int64_t some_bytes = 4096;
 constexpr int64_t some_bytes_streaming = 1024;
 // Eight rows so short are as many streams as memory follows by itself.
 constexpr int64_t some_bytes_unfetched = 256;
-constexpr int some_group = 8;
+// Of rows so short sixteen go at a time: the eight wait for one division after the other, the sixteen no longer.
+constexpr int64_t some_bytes_sixteen = 512;
 
-template <class T, bool Stream, bool Center>
+template <class T, bool Stream, bool Center, int rows>
 __attribute__((noinline)) void forward_some(const Forward<T>& f, int64_t first) {
   using C = typename TypeOf<T>::compute;
   const int64_t n = f.n;
   const T* x = static_cast<const T*>(f.a.x) + first * n;
   T* y = static_cast<T*>(f.a.y) + first * n;
-  double shift[some_group] = {}, s[some_group], q[some_group];
-  double mean[some_group], mean_lo[some_group], var[some_group], rstd[some_group];
-  F64 v[some_group], w[some_group];
+  double shift[rows] = {}, s[rows], q[rows];
+  double mean[rows], mean_lo[rows], var[rows], rstd[rows];
+  F64 v[rows], w[rows];
   if constexpr (Center) {
-    for (int i = 0; i < some_group; ++i) v[i] = BlockSums<C>::widen(pilot_lanes<C>(x + i * n, n));
-    store(s, sum_lanes8(v));
-    for (int i = 0; i < some_group; ++i) shift[i] = double(static_cast<C>(s[i] / double(Lanes<C>::n)));
+    for (int i = 0; i < rows; ++i) v[i] = BlockSums<C>::widen(pilot_lanes<C>(x + i * n, n));
+    for (int i = 0; i < rows; i += 8) store(s + i, sum_lanes8(v + i));
+    for (int i = 0; i < rows; ++i) shift[i] = double(static_cast<C>(s[i] / double(Lanes<C>::n)));
   }
-  for (int i = 0; i < some_group; ++i) {
+  for (int i = 0; i < rows; ++i) {
     F64 si = splat<double>(0), qi = si;
     if constexpr (Center) add_run<C>(Shifted<C, T>{x + i * n, C(shift[i])}, n, si, qi);
     else add_run<C>(Squared<C, T>{x + i * n}, n, si, qi);
     v[i] = si, w[i] = qi;
   }
-  store(s, sum_lanes8(v)), store(q, sum_lanes8(w));
+  for (int i = 0; i < rows; i += 8) store(s + i, sum_lanes8(v + i)), store(q + i, sum_lanes8(w + i));
+  // Loops that compilers turn into vectors.
   int special = 0;
-  for (int i = 0; i < some_group; ++i) {
+  for (int i = 0; i < rows; ++i) {
     const Moments m = quick_moments<C>({s[i], q[i]}, shift[i], n, Center);
     mean[i] = m.mean, mean_lo[i] = m.mean_lo, var[i] = m.var, special |= !m.good;
   }
-  for (int i = 0; i < some_group; ++i) {
+  for (int i = 0; i < rows; ++i) {
     rstd[i] = rstd_of(var[i], f.a.eps);
     special |= sizeof(C) == 4 && !fits_single(mean[i], rstd[i]);
   }
   if (__builtin_expect(special != 0, 0)) {
-    for (int i = 0; i < some_group; ++i) {
+    for (int i = 0; i < rows; ++i) {
       const RowStats<T> one = find_stats<T, Center, false>(f, first + i, nullptr);
       map_row<T, Stream, Center, Ahead>(f, first + i, 0, n, one.m, one.rstd, nullptr);
     }
     return;
   }
   if (f.a.mean != nullptr || f.a.rstd != nullptr)
-    for (int i = 0; i < some_group; ++i) write_stats(f, first + i, Moments{mean[i], mean_lo[i], var[i], true}, rstd[i]);
+    for (int i = 0; i < rows; ++i) write_stats(f, first + i, Moments{mean[i], mean_lo[i], var[i], true}, rstd[i]);
+  C hi[rows], scale[rows], t[rows];
   if (f.per_cell) {
-    for (int i = 0; i < some_group; ++i) {
+    for (int i = 0; i < rows; ++i) {
+      const Hat<C> h = hat<C>(mean[i], mean_lo[i], var[i], rstd[i]);
+      hi[i] = h.hi, scale[i] = h.rs, t[i] = h.t;
+    }
+    for (int i = 0; i < rows; ++i) {
       const bool more = f.ahead != 0 && first + i + f.ahead < f.g.count;
       const Ahead ahead{more ? x + (i + f.ahead) * n : nullptr};
-      map_hat<T, Stream, Center>(f, x + i * n, y + i * n, n, ahead, 0, hat<C>(mean[i], mean_lo[i], var[i], rstd[i]));
+      map_hat<T, Stream, Center>(f, x + i * n, y + i * n, n, ahead, 0, Hat<C>{hi[i], scale[i], t[i]});
     }
     return;
   }
   // Every row is one run: they are mapped in one go, and no row begins or ends with a part of a vector.
-  C hi[some_group], scale[some_group], t[some_group];
-  for (int i = 0; i < some_group; ++i) {
+  for (int i = 0; i < rows; ++i) {
     const int64_t p = f.g.period == 1 ? 0 : (first + i) % f.g.period;
     const Affine<C> k = affine<C>(mean[i], mean_lo[i], var[i], rstd[i], f.w != nullptr ? double(f.w[p]) : 1.0,
                                   f.b != nullptr ? double(f.b[p]) : 0.0);
     hi[i] = k.hi, scale[i] = k.s, t[i] = k.t;
   }
-  const bool more = f.ahead != 0 && first + f.ahead + some_group <= f.g.count;
-  map_runs<C, Stream>(y, some_group * n, n, n, Ahead{more ? x + f.ahead * n : nullptr},
-                      RunAffineOp<C, T>{x, hi, scale, t});
+  const bool more = f.ahead != 0 && first + f.ahead + rows <= f.g.count;
+  map_runs<C, Stream>(y, rows * n, n, n, Ahead{more ? x + f.ahead * n : nullptr}, RunAffineOp<C, T>{x, hi, scale, t});
 }
 
 template <class T, bool Center, bool Stream> void forward_somes(void* context, int64_t begin, int64_t end, int slot) {
   const Forward<T>& f = *static_cast<const Forward<T>*>(context);
   int64_t r = begin;
-  for (; r + some_group <= end; r += some_group) forward_some<T, Stream, Center>(f, r);
+  if (f.n * int64_t(sizeof(T)) <= some_bytes_sixteen)
+    for (; r + 16 <= end; r += 16) forward_some<T, Stream, Center, 16>(f, r);
+  for (; r + 8 <= end; r += 8) forward_some<T, Stream, Center, 8>(f, r);
   if (r < end) return forward_rows<T, Center, Stream>(context, r, end, slot);
   stream_fence(Stream);
 }
@@ -428,7 +435,7 @@ template <class T> bool forward(const RowsForward& a) {
   const int64_t most = f.streaming && (one_run || sizeof(T) != 2) ? some_bytes_streaming : some_bytes;
   if (row_bytes <= most && (one_run || (f.per_cell && g.period == 1))) {
     if (f.streaming && (one_run || row_bytes <= some_bytes_unfetched)) f.ahead = 0;
-    else if (f.ahead != 0 && f.ahead < some_group) f.ahead = some_group;
+    else if (f.ahead != 0 && f.ahead < 8) f.ahead = 8;  // sixteen rows are shorter than what is fetched ahead
     const Body body = a.center ? (f.streaming ? forward_somes<T, true, true> : forward_somes<T, true, false>)
                                : (f.streaming ? forward_somes<T, false, true> : forward_somes<T, false, false>);
     parallel_for(g.count, grain, body, &f, threads);

@@ -58,17 +58,18 @@ NF_INLINE void restore_extreme(const Backward<T>& f, const Group<T>& u, int i0, 
       std::memcpy(u.dx + i * u.pitch, saved + i * f.n, size_t(f.n) * sizeof(T));
 }
 
-// A whole group of rows of one vector.
-template <class T, bool Center> NF_INLINE void short_group(const Backward<T>& f, Group<T>& u) {
-  constexpr int64_t L = Lanes<typename TypeOf<T>::compute>::n;
-  const bool ordinary = f.n == L ? short_sums<T, Center, true>(f, u) : short_sums<T, Center, false>(f, u);
-  if (__builtin_expect(ordinary, 1)) return columns_range<T, Center>(f, u, 0, u.rows, 0, f.n);
+// A whole group of short rows.
+template <class T, bool Center> __attribute__((noinline)) void extreme_group(const Backward<T>& f, Group<T>& u) {
   Backward<T> careful = f;
   careful.extreme = true;
-  T saved[group_rows * L];
+  T saved[group_rows * short_row_bytes / sizeof(T)];
   for (int j = 0; j < u.rows; ++j) row_sums<T, Center>(careful, u, j, saved);
   columns_range<T, Center>(careful, u, 0, u.rows, 0, f.n);
   restore_extreme(careful, u, 0, u.rows, saved);
+}
+template <class T, bool Center> NF_INLINE void short_group(const Backward<T>& f, Group<T>& u) {
+  if (__builtin_expect(group_sums<T, Center>(f, u), 1)) columns_range<T, Center>(f, u, 0, u.rows, 0, f.n);
+  else extreme_group<T, Center>(f, u);
 }
 
 // Items are blocks; a block belongs to one thread.
@@ -85,7 +86,7 @@ template <class T, bool Center> void block_backward(void* context, int64_t begin
       if (first == from) std::memset(u.dweight, 0, size_t(2 * padded<T>(f.n)) * sizeof(double));
       for (int i = 0; i < u.rows; i += f.at_once) {
         const int i1 = i + f.at_once < u.rows ? i + f.at_once : u.rows;
-        if (f.one_vector) {
+        if (f.in_groups) {
           short_group<T, Center>(f, u);
           continue;
         }
@@ -172,20 +173,21 @@ template <class T, bool Center, bool Stream> void dx_rows(void* context, int64_t
   stream_fence(Stream);
 }
 
-// The same for rows of one vector, a group of them at a time.
-template <class T, bool Center, bool Stream> void dx_short(void* context, int64_t begin, int64_t end, int slot) {
+// The same for short rows, a group of them at a time.
+template <class T, bool Center, bool Stream> void dx_groups(void* context, int64_t begin, int64_t end, int slot) {
   using C = typename TypeOf<T>::compute;
   constexpr int64_t L = Lanes<C>::n;
   Backward<T> f = *static_cast<const Backward<T>*>(context);
   f.extreme = true;  // for rows that go one by one: nobody has looked
   Group<T> u;
   u.rows = group_rows, u.step = 1, u.pitch = f.n, u.w = f.w, u.dweight = u.dbias = nullptr;
-  const auto map = [&f, &u](T* dx, auto weighted) __attribute__((always_inline)) {
+  const auto map = [&f, &u](T* dx, Ahead ahead, auto weighted) __attribute__((always_inline)) {
     const bool stream = Stream && f.n == L && on_lines(dx);
     for (int i = 0; i < group_rows; ++i) {
       const Hat<C> hat{u.k.hi[i], u.k.rs[i], u.k.t[i]};
       const HatGradientOp<C, T, Center, weighted> op{u.dy + i * f.n, u.x + i * f.n, hat, {u.k.a[i], u.k.b[i]}, u.w};
-      if (f.n < L) Cells<C, T>::store_n(dx + i * f.n, op.get_n(0, int(f.n)), int(f.n));
+      if (f.n > L) map_cells<C, Stream>(dx + i * f.n, f.n, ahead.template skip<T>(i * f.n), op);
+      else if (f.n < L) Cells<C, T>::store_n(dx + i * f.n, op.get_n(0, int(f.n)), int(f.n));
       else if (stream) put<true, C>(dx + i * f.n, op.get(0));
       else put<false, C>(dx + i * f.n, op.get(0));
     }
@@ -194,10 +196,11 @@ template <class T, bool Center, bool Stream> void dx_short(void* context, int64_
   for (; r + group_rows <= end; r += group_rows) {
     u.first = r, u.dy = static_cast<const T*>(f.a.dy) + r * f.n, u.x = static_cast<const T*>(f.a.x) + r * f.n;
     T* dx = static_cast<T*>(f.a.dx) + r * f.n;
-    const bool ordinary = f.n == L ? short_sums<T, Center, true>(f, u) : short_sums<T, Center, false>(f, u);
-    if (!ordinary) dx_rows<T, Center, Stream>(&f, r, r + group_rows, slot);
-    else if (f.w != nullptr) map(dx, std::true_type{});
-    else map(dx, std::false_type{});
+    Ahead ahead;
+    if (f.ahead != 0 && r + f.ahead + group_rows <= f.g.count) ahead = {u.dy + f.ahead * f.n, u.x + f.ahead * f.n};
+    if (!group_sums<T, Center>(f, u)) dx_rows<T, Center, Stream>(&f, r, r + group_rows, slot);
+    else if (f.w != nullptr) map(dx, ahead, std::true_type{});
+    else map(dx, ahead, std::false_type{});
   }
   if (r < end) return dx_rows<T, Center, Stream>(&f, r, end, slot);
   stream_fence(Stream);
@@ -244,15 +247,15 @@ template <class T, bool Center> bool one_group_backward(Backward<T>& f) {
 template <class T, bool Center> bool backward_cells(Backward<T>& f) {
   const int64_t row_bytes = f.n * int64_t(sizeof(T));
   // Rows of one vector lost by it.
-  f.ahead = f.one_vector ? 0 : rows_ahead(2 * row_bytes, 2 * f.g.count * row_bytes);
+  f.ahead = f.n <= Lanes<typename TypeOf<T>::compute>::n ? 0 : rows_ahead(2 * row_bytes, 2 * f.g.count * row_bytes);
   if (!f.wants_params) {
     const int64_t least = (int64_t(1) << 14) / row_bytes + 1, share = f.g.count / (8 * f.threads);
     const int64_t cap = (int64_t(1) << 18) / row_bytes;
     int64_t grain = share < cap ? share : cap;
     if (grain < least) grain = least;
     if (f.threads == 1) grain = f.g.count;
-    const auto rows = f.one_vector ? (f.streaming ? dx_short<T, Center, true> : dx_short<T, Center, false>)
-                                   : (f.streaming ? dx_rows<T, Center, true> : dx_rows<T, Center, false>);
+    const auto rows = f.in_groups ? (f.streaming ? dx_groups<T, Center, true> : dx_groups<T, Center, false>)
+                                  : (f.streaming ? dx_rows<T, Center, true> : dx_rows<T, Center, false>);
     parallel_for(f.g.count, grain, rows, &f, f.threads);
     return true;
   }
@@ -263,7 +266,7 @@ template <class T, bool Center> bool backward_cells(Backward<T>& f) {
   // Down the rows, what does not lie on whole lines is written otherwise: all rows alike, and little of a row.
   f.streaming = f.streaming && row_bytes % 64 == 0 && (on_lines(f.a.dx) || row_bytes >= least_off_lines);
   // Long rows: four at once, one link of the chains, which the caches hold from the first step to the second.
-  f.short_rows = f.one_vector || group_rows * 2 * row_bytes <= (int64_t(1) << 14);
+  f.short_rows = row_bytes <= short_row_bytes;
   const int64_t items = f.g.period * f.blocks;
   // Threads that share a group of rows meet twice for it: only where rows are wide, or blocks too few for the threads and
   // each has enough of a group. A whole group at once, if their caches hold it.
@@ -273,7 +276,7 @@ template <class T, bool Center> bool backward_cells(Backward<T>& f) {
   const bool group = shared && group_bytes <= int64_t(cache_sizes().l2);
   f.at_once = f.short_rows || f.a.dx == nullptr || group ? group_rows : 4;
   f.next = (f.ahead + f.at_once - 1) / f.at_once * f.at_once * f.g.period * f.n;
-  if (f.g.period == 1 && f.phase_rows <= group_rows && f.a.g.span == 1 && !f.extreme && !f.one_vector) {
+  if (f.g.period == 1 && f.phase_rows <= group_rows && f.a.g.span == 1 && !f.extreme && !f.in_groups) {
     // Sums kept between parts of the group take eight bytes a column: not where that is nearly as much as x.
     if (f.phase_rows * int64_t(sizeof(T)) < 20) f.at_once = group_rows;
     if (f.phase_rows <= f.at_once) f.next = 0;  // nothing comes after
@@ -397,6 +400,17 @@ template <class T> bool backward_runs(Backward<T>& f) {
   return true;
 }
 
+template <class T> __attribute__((noinline)) bool any_extreme_row(const Backward<T>& f) {
+  using S = typename TypeOf<T>::stat;
+  const S *mean = static_cast<const S*>(f.a.mean), *rstd = static_cast<const S*>(f.a.rstd);
+  int extreme = 0;  // without a way out of the loops, several at a time
+  if (mean != nullptr)
+    for (int64_t r = 0; r < f.g.count; ++r) extreme |= !fits_single_backward(double(mean[r]), double(rstd[r]));
+  else
+    for (int64_t r = 0; r < f.g.count; ++r) extreme |= !fits_single_backward(0.0, double(rstd[r]));
+  return extreme != 0;
+}
+
 template <class T> bool backward(const RowsBackward& a) {
   using C = typename TypeOf<T>::compute;
   Backward<T> f{a,
@@ -408,15 +422,15 @@ template <class T> bool backward(const RowsBackward& a) {
                 false,
                 false};
   f.threads = threads_for(a.g.count * a.g.channels * a.g.span * int64_t(sizeof(T)));
-  f.one_vector =
-      a.g.span == 1 && (f.wants_params || a.g.period == 1) && a.dx != nullptr && f.n > 1 && f.n <= Lanes<C>::n;
-  if (sizeof(C) == 4 && !f.one_vector)
-    for (int64_t r = 0; r < a.g.count && !f.extreme; ++r)
-      f.extreme = !fits_single_backward(mean_of(f, r), rstd_of_row(f, r));
   const int64_t row_bytes = f.n * int64_t(sizeof(T));
+  const bool by_runs = a.center && (a.g.channels == 1 || a.g.span >= 16);
+  // (A single group has its own way, which needs no blocks: better for all but the shortest rows.)
+  f.in_groups = !by_runs && (f.wants_params || a.g.period == 1) && a.dx != nullptr && f.n > 1 &&
+                row_bytes <= short_row_bytes && (f.n <= Lanes<C>::n || a.g.count > group_rows);
+  if (sizeof(C) == 4 && !f.in_groups) f.extreme = any_extreme_row(f);
   f.streaming =
       a.dx != nullptr && use_streaming(size_t(3 * a.g.count * row_bytes)) && streamable(static_cast<const T*>(a.dx));
-  if (a.center && (a.g.channels == 1 || a.g.span >= 16)) return backward_runs(f);
+  if (by_runs) return backward_runs(f);
   const bool expand = a.g.span > 1 && f.w != nullptr;
   Work<C> w_cells(expand ? a.g.period * f.n : 0);
   if (w_cells.failed()) return false;
