@@ -36,6 +36,7 @@ _FAMILY_STYLE = {
     "instance_norm": ("#E69F00", "instance norm"),
 }
 _GREY = "#444444"
+_MOST_PERCENT = 150
 _HEADING = {"fontsize": 9, "fontweight": "bold", "ha": "right", "va": "center", "color": _GREY}
 
 
@@ -143,7 +144,7 @@ def by_size(boards: list[Board], folder: Path) -> list[Path]:
     shares = _Picture(
         folder / "limits.png",
         "Least traffic over time, as a share of a plain copy or triad of the same arrays",
-        "% of the streaming limit",
+        f"% of the streaming limit (upward: above {_MOST_PERCENT})",
         lambda cell: cell.percent(),
         lambda cell: cell.percent(cell.best_peer) if cell.limit and cell.best_peer else None,
     )
@@ -175,6 +176,8 @@ def _draw_by_size(picture: _Picture, panels: list[tuple[Board, int, list[Cell]]]
                 peers = True
                 axis.plot(size, peer, marker="_", color="#999999", markersize=8, zorder=1)
             colour, marker = _FAMILY_STYLE[cell.case.family][0], "v" if cell.case.backward else "o"
+            if peer is not None and value > _MOST_PERCENT:  # the limit was disturbed, and would squeeze all others
+                value, marker = _MOST_PERCENT, "^"
             _dot(axis, size, value, colour, marker, 7)
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _size(value)))
