@@ -8,7 +8,9 @@
  * not part of the limit. Compiled with -march=native, because this file only ever measures the machine it is built on.
  */
 
+#define _GNU_SOURCE /* CPUs of threads */
 #include <pthread.h>
+#include <sched.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <time.h>
@@ -115,6 +117,25 @@ static void* work(void* argument) {
   return NULL;
 }
 
+/* A thread starts on the CPU of its maker, and both may stay there, each for half of the time, as long as a sample lasts.
+ * So thread t gets a CPU of its own: the t-th after the one of the caller, who is thread 0. */
+static void place(pthread_attr_t* thread, int t) {
+#if defined(__linux__)
+  cpu_set_t ours, one;
+  int cpu = sched_getcpu();
+  if (cpu < 0 || sched_getaffinity(0, sizeof ours, &ours) || CPU_COUNT(&ours) == 0) return;
+  for (int left = t % CPU_COUNT(&ours); left > 0;) {
+    cpu = (cpu + 1) % CPU_SETSIZE;
+    if (CPU_ISSET(cpu, &ours)) --left;
+  }
+  CPU_ZERO(&one);
+  CPU_SET(cpu, &one);
+  pthread_attr_setaffinity_np(thread, sizeof one, &one);
+#else
+  (void)thread, (void)t;
+#endif
+}
+
 int limit_has_non_temporal(void) { return NON_TEMPORAL; }
 
 /* Seconds for `repeats` sweeps over `bytes` bytes of dst by `threads` threads, or -1 if a thread cannot be made.
@@ -140,7 +161,12 @@ double limit_run(int kind, char* dst, const char* a, const char* b, size_t bytes
                                .go = &go};
   }
   for (int t = 1; t < threads; ++t) {
-    if (pthread_create(&slices[t].thread, NULL, work, &slices[t])) {
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    place(&attributes, t);
+    int refused = pthread_create(&slices[t].thread, &attributes, work, &slices[t]);
+    pthread_attr_destroy(&attributes);
+    if (refused) {
       for (int u = 1; u < t; ++u) slices[u].repeats = 0;
       __atomic_store_n(&go, 1, __ATOMIC_RELEASE);
       for (int u = 1; u < t; ++u) pthread_join(slices[u].thread, NULL);
