@@ -251,7 +251,7 @@ template <class T, bool Center, bool Stream> void forward_short(void* context, i
 constexpr int64_t some_bytes = 4096;
 // Longer rows that come from memory arrive more evenly one by one; not of 16-bit cells, where arithmetic decides.
 constexpr int64_t some_bytes_streaming = 1024;
-// Eight rows so short are as many streams as memory follows by itself.
+// Groups of rows so short are as many streams as memory follows by itself.
 constexpr int64_t some_bytes_unfetched = 256;
 // Of rows so short sixteen go at a time: the eight wait for one division after the other, the sixteen no longer.
 constexpr int64_t some_bytes_sixteen = 512;
