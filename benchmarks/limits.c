@@ -117,8 +117,8 @@ static void* work(void* argument) {
   return NULL;
 }
 
-/* A thread starts on the CPU of its maker, and both may stay there, each for half of the time, as long as a sample lasts.
- * So thread t gets a CPU of its own: the t-th after the one of the caller, who is thread 0. */
+/* A thread starts on the CPU of its maker, and both may stay there, each for half of the time, as long as a sample
+ * lasts. So thread t gets a CPU of its own: the t-th after the one of the caller, who is thread 0. */
 static void place(pthread_attr_t* thread, int t) {
 #if defined(__linux__)
   cpu_set_t ours, one;

@@ -189,9 +189,10 @@ NF_INLINE void sum_planes(const Columns& g, int64_t from, int64_t planes, int64_
   for (; i < n; ++i) s[i] = sum_lanes(lanes[2 * i]), q[i] = sum_lanes(lanes[2 * i + 1]);
 }
 
-// Lanes go down the columns, where the hardware sees no stream: first a unit is brought into the second-level cache in the
-// order in which it lies in memory. One piece of memory is read, since the processor drops prefetch instructions while too
-// many lines are on their way; of columns [c0, c1) alone, pieces that it does not foresee, reading is the slower way.
+// Lanes go down the columns, where the hardware sees no stream: first a unit is brought into the second-level cache in
+// the order in which it lies in memory. One piece of memory is read, since the processor drops prefetch instructions
+// while too many lines are on their way; of columns [c0, c1) alone, pieces that it does not foresee, reading is the
+// slower way.
 template <class T> NF_INLINE void read_stream(const T* x, int64_t cells) {
   for (int64_t i = 0; i < cells; i += 64 / int64_t(sizeof(T)))
     static_cast<void>(*reinterpret_cast<const volatile char*>(x + i));

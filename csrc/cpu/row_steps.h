@@ -111,9 +111,9 @@ __attribute__((noinline)) void row_sums(const Backward<T>& f, Group<T>& u, int i
   u.k.set(i, h, slope<C>(rstd, Center ? s.s * f.per_cell : 0.0, s.q * f.per_cell));
 }
 
-// Step one of a whole group of short rows, with the bits of row_sums: what is done once per row, the folding of lanes and
-// the arithmetic in double, would otherwise cost as much as the cells. False, and nothing done, if there is a row that
-// float cannot hold.
+// Step one of a whole group of short rows, with the bits of row_sums: what is done once per row, the folding of lanes
+// and the arithmetic in double, would otherwise cost as much as the cells. False, and nothing done, if there is a row
+// that float cannot hold.
 enum class RowLength { part_of_vector, vector, longer };
 template <class T, bool Center, RowLength length>
 __attribute__((noinline)) bool group_sums(const Backward<T>& f, Group<T>& u) {

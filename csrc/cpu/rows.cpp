@@ -253,7 +253,7 @@ constexpr int64_t some_bytes = 4096;
 constexpr int64_t some_bytes_streaming = 1024;
 // Groups of rows so short are as many streams as memory follows by itself.
 constexpr int64_t some_bytes_unfetched = 256;
-// Of rows so short sixteen go at a time: the eight wait for one division after the other, the sixteen no longer.
+// Of rows so short sixteen go at a time: a group waits for one division after the other, and there are half as many.
 constexpr int64_t some_bytes_sixteen = 512;
 
 template <class T, bool Stream, bool Center, int rows>

@@ -168,8 +168,8 @@ struct Pool {
     {
       std::unique_lock<std::mutex> lock(mutex);
       bool listed = false;
-      // Counts itself each time that it goes to sleep, not once: who wakes the sleepers takes them all for awake, and may
-      // have been on its way here since before this one saw what is new.
+      // Counts itself each time that it goes to sleep, not once: who wakes the sleepers takes them all for awake, and
+      // may have been on its way here since before this one saw what is new.
       for (;; wake.wait(lock)) {
         sleepers.fetch_add(1);
         if (generation.load() != seen) break;
