@@ -147,6 +147,7 @@ def by_size(boards: list[Board], folder: Path) -> list[Path]:
         f"% of the streaming limit (upward: above {_MOST_PERCENT})",
         lambda cell: cell.percent(),
         lambda cell: cell.percent(cell.best_peer) if cell.limit and cell.best_peer else None,
+        _MOST_PERCENT,
     )
     return [_draw_by_size(picture, panels) for picture in (ratios, shares)]
 
@@ -158,6 +159,7 @@ class _Picture:
     label: str
     value: Callable[[Cell], float | None]
     peer: Callable[[Cell], float | None]  # drawn in grey beside it
+    most: float | None = None  # what is more is drawn there, pointing upward
 
 
 def _draw_by_size(picture: _Picture, panels: list[tuple[Board, int, list[Cell]]]) -> Path:
@@ -174,10 +176,11 @@ def _draw_by_size(picture: _Picture, panels: list[tuple[Board, int, list[Cell]]]
             size = cell.case.streams * cell.case.nbytes
             if peer is not None:
                 peers = True
+                peer = peer if picture.most is None else min(peer, picture.most)
                 axis.plot(size, peer, marker="_", color="#999999", markersize=8, zorder=1)
             colour, marker = _FAMILY_STYLE[cell.case.family][0], "v" if cell.case.backward else "o"
-            if peer is not None and value > _MOST_PERCENT:  # the limit was disturbed, and would squeeze all others
-                value, marker = _MOST_PERCENT, "^"
+            if picture.most is not None and value > picture.most:  # a disturbed limit would squeeze all others
+                value, marker = picture.most, "^"
             _dot(axis, size, value, colour, marker, 7)
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _size(value)))
