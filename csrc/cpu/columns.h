@@ -177,7 +177,7 @@ NF_INLINE void sum_planes(const Columns& g, int64_t from, int64_t planes, int64_
     for (int64_t i = 0; i < n; ++i) {
       const auto f = term((o * g.channels + first + i) * g.span, i);
       F64 ls = o == from ? zero : lanes[2 * i], lq = o == from ? zero : lanes[2 * i + 1];
-      add_run<C>(f, g.span, ls, lq);
+      add_run<C, false>(f, g.span, ls, lq);
       lanes[2 * i] = ls, lanes[2 * i + 1] = lq;
     }
   int64_t i = 0;

@@ -49,15 +49,20 @@ template <class C, bool Stream, class T> struct WholeLines {
     if (before > n) before = n;
     end = before + (n - before) / unit * unit;
   }
+  // Are there no others?
+  __attribute__((always_inline)) static inline bool only(const T* y, int64_t n) {
+    return n % unit == 0 && (!Stream || reinterpret_cast<uintptr_t>(y) % 64 == 0);
+  }
 };
 
 // y[i] = op(i) for i in [0, n). An operation has get(i), the L cells from i, and get_n(i, k), the k <= L cells from i.
 // For the first and the last cells memory is fetched, too: a single line left out of every row takes as long as memory
-// takes to answer.
-template <class C, bool Stream, class T, class A, class Op>
+// takes to answer. `Whole`: there are none of these (asked once for many short rows).
+template <class C, bool Stream, bool Whole, class T, class A, class Op>
 NF_INLINE void map_cells(T* y, int64_t n, A ahead, const Op& op) {
   constexpr int64_t L = Lanes<C>::n;
   const WholeLines<C, Stream, T> lines(y, n);
+  const int64_t end = Whole ? n : lines.end;
   int64_t i = 0;
   const auto store_until = [&i, y, ahead, &op](int64_t to) __attribute__((always_inline)) {
     while (i < to) {
@@ -67,20 +72,20 @@ NF_INLINE void map_cells(T* y, int64_t n, A ahead, const Op& op) {
       i += m;
     }
   };
-  if constexpr (Stream) store_until(lines.before);
+  if constexpr (Stream && !Whole) store_until(lines.before);
   if (ahead.first != nullptr) {
-    for (; i + 4 * L <= lines.end; i += 4 * L) {
+    for (; i + 4 * L <= end; i += 4 * L) {
       ahead.template fetch<T, 4 * L, Op::fetch>(i);
 #pragma GCC unroll 4
       for (int64_t j = i; j < i + 4 * L; j += L) put<Stream, C>(y + j, op.get(j));
     }
-    for (; i < lines.end; i += L) {
+    for (; i < end; i += L) {
       ahead.template fetch<T, L, Op::fetch>(i);
       put<Stream, C>(y + i, op.get(i));
     }
   }
-  for (; i < lines.end; i += L) put<Stream, C>(y + i, op.get(i));
-  store_until(n);
+  for (; i < end; i += L) put<Stream, C>(y + i, op.get(i));
+  if constexpr (!Whole) store_until(n);
 }
 
 // Can y be written by streaming stores at all?

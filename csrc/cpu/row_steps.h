@@ -142,9 +142,8 @@ __attribute__((noinline)) bool group_sums(const Backward<T>& f, Group<T>& u) {
       const T *dy = u.dy + i * u.pitch, *x = u.x + i * u.pitch;
       const Hat<C> h{u.k.hi[i], u.k.rs[i], u.k.t[i]};
       if constexpr (length == RowLength::longer) {
-        s[j] = q[j] = splat<double>(0);
-        if (u.w != nullptr) add_run<C>(WeightedSlopes<C, T, true, Center>{dy, x, u.w, h}, n, s[j], q[j]);
-        else add_run<C>(WeightedSlopes<C, T, false, Center>{dy, x, nullptr, h}, n, s[j], q[j]);
+        if (u.w != nullptr) add_run<C, true>(WeightedSlopes<C, T, true, Center>{dy, x, u.w, h}, n, s[j], q[j]);
+        else add_run<C, true>(WeightedSlopes<C, T, false, Center>{dy, x, nullptr, h}, n, s[j], q[j]);
       } else {
         const WeightedSlopes<C, T, false, Center> cells{dy, x, nullptr, h};
         V d, same, xhat;

@@ -43,15 +43,15 @@ template <class T> NF_INLINE void write_stats(const Forward<T>& f, int64_t r, co
   if (f.a.rstd != nullptr) static_cast<S*>(f.a.rstd)[r] = static_cast<S>(rstd);
 }
 
-template <class T, bool Stream, bool Center, class A>
+template <class T, bool Stream, bool Center, bool Whole, class A>
 NF_INLINE void map_hat(const Forward<T>& f, const T* x, T* y, int64_t n, A ahead, int64_t param,
                        Hat<typename TypeOf<T>::compute> h) {
   using C = typename TypeOf<T>::compute;
   if (f.b != nullptr)
-    map_cells<C, Stream>(y, n, ahead, HatOp<C, T, Center, true, true>{x, h, f.w + param, f.b + param});
+    map_cells<C, Stream, Whole>(y, n, ahead, HatOp<C, T, Center, true, true>{x, h, f.w + param, f.b + param});
   else if (f.w != nullptr)
-    map_cells<C, Stream>(y, n, ahead, HatOp<C, T, Center, true, false>{x, h, f.w + param, nullptr});
-  else map_cells<C, Stream>(y, n, ahead, HatOp<C, T, Center, false, false>{x, h, nullptr, nullptr});
+    map_cells<C, Stream, Whole>(y, n, ahead, HatOp<C, T, Center, true, false>{x, h, f.w + param, nullptr});
+  else map_cells<C, Stream, Whole>(y, n, ahead, HatOp<C, T, Center, false, false>{x, h, nullptr, nullptr});
 }
 
 // The map of a row whose coefficients float cannot hold, in double, one cell at a time.
@@ -79,8 +79,8 @@ NF_INLINE void map_row(const Forward<T>& f, int64_t r, int64_t i0, int64_t i1, c
   T* y = static_cast<T*>(f.a.y) + r * f.n;
   const int64_t first = f.g.period == 1 ? 0 : (r % f.g.period) * f.g.channels;
   if (f.per_cell) {
-    map_hat<T, Stream, Center>(f, x + i0, y + i0, i1 - i0, A::at(next, i0), first + i0,
-                               hat<C>(m.mean, m.mean_lo, m.var, rstd));
+    map_hat<T, Stream, Center, false>(f, x + i0, y + i0, i1 - i0, A::at(next, i0), first + i0,
+                                      hat<C>(m.mean, m.mean_lo, m.var, rstd));
     return;
   }
   const int64_t span = f.w == nullptr && f.b == nullptr ? f.n : f.g.span;
@@ -271,9 +271,9 @@ __attribute__((noinline)) void forward_some(const Forward<T>& f, int64_t first) 
     for (int i = 0; i < rows; ++i) shift[i] = double(static_cast<C>(s[i] / double(Lanes<C>::n)));
   }
   for (int i = 0; i < rows; ++i) {
-    F64 si = splat<double>(0), qi = si;
-    if constexpr (Center) add_run<C>(Shifted<C, T>{x + i * n, C(shift[i])}, n, si, qi);
-    else add_run<C>(Squared<C, T>{x + i * n}, n, si, qi);
+    F64 si, qi;  // in registers
+    if constexpr (Center) add_run<C, true>(Shifted<C, T>{x + i * n, C(shift[i])}, n, si, qi);
+    else add_run<C, true>(Squared<C, T>{x + i * n}, n, si, qi);
     v[i] = si, w[i] = qi;
   }
   for (int i = 0; i < rows; i += 8) store(s + i, sum_lanes8(v + i)), store(q + i, sum_lanes8(w + i));
@@ -302,11 +302,15 @@ __attribute__((noinline)) void forward_some(const Forward<T>& f, int64_t first) 
       const Hat<C> h = hat<C>(mean[i], mean_lo[i], var[i], rstd[i]);
       hi[i] = h.hi, scale[i] = h.rs, t[i] = h.t;
     }
-    for (int i = 0; i < rows; ++i) {
-      const bool more = f.ahead != 0 && first + i + f.ahead < f.g.count;
-      const Ahead ahead{more ? x + (i + f.ahead) * n : nullptr};
-      map_hat<T, Stream, Center>(f, x + i * n, y + i * n, n, ahead, 0, Hat<C>{hi[i], scale[i], t[i]});
-    }
+    const auto map = [&](auto whole) __attribute__((always_inline)) {
+      for (int i = 0; i < rows; ++i) {
+        const bool more = f.ahead != 0 && first + i + f.ahead < f.g.count;
+        const Ahead ahead{more ? x + (i + f.ahead) * n : nullptr};
+        map_hat<T, Stream, Center, whole>(f, x + i * n, y + i * n, n, ahead, 0, Hat<C>{hi[i], scale[i], t[i]});
+      }
+    };
+    if (WholeLines<C, Stream, T>::only(y, n)) map(std::true_type{});
+    else map(std::false_type{});
     return;
   }
   // Every row is one run: they are mapped in one go, and no row begins or ends with a part of a vector.

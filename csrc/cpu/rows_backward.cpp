@@ -167,8 +167,9 @@ template <class T, bool Center, bool Stream> void dx_rows(void* context, int64_t
     const Slope<C> k{u.k.a[0], u.k.b[0]};
     Ahead ahead;
     if (f.ahead != 0 && r + f.ahead < f.g.count) ahead = {u.dy + f.ahead * f.n, u.x + f.ahead * f.n};
-    if (u.w != nullptr) map_cells<C, Stream>(dx, f.n, ahead, HatGradientOp<C, T, Center, true>{u.dy, u.x, hat, k, u.w});
-    else map_cells<C, Stream>(dx, f.n, ahead, HatGradientOp<C, T, Center, false>{u.dy, u.x, hat, k, u.w});
+    if (u.w != nullptr)
+      map_cells<C, Stream, false>(dx, f.n, ahead, HatGradientOp<C, T, Center, true>{u.dy, u.x, hat, k, u.w});
+    else map_cells<C, Stream, false>(dx, f.n, ahead, HatGradientOp<C, T, Center, false>{u.dy, u.x, hat, k, u.w});
   }
   stream_fence(Stream);
 }
@@ -181,16 +182,20 @@ template <class T, bool Center, bool Stream> void dx_groups(void* context, int64
   f.extreme = true;  // for rows that go one by one: nobody has looked
   Group<T> u;
   u.rows = group_rows, u.step = 1, u.pitch = f.n, u.w = f.w, u.dweight = u.dbias = nullptr;
-  const auto map = [&f, &u](T* dx, Ahead ahead, auto weighted) __attribute__((always_inline)) {
+  const auto map_as = [&f, &u](T* dx, Ahead ahead, auto weighted, auto whole) __attribute__((always_inline)) {
     const bool stream = Stream && f.n == L && on_lines(dx);
     for (int i = 0; i < group_rows; ++i) {
       const Hat<C> hat{u.k.hi[i], u.k.rs[i], u.k.t[i]};
       const HatGradientOp<C, T, Center, weighted> op{u.dy + i * f.n, u.x + i * f.n, hat, {u.k.a[i], u.k.b[i]}, u.w};
-      if (f.n > L) map_cells<C, Stream>(dx + i * f.n, f.n, ahead.template skip<T>(i * f.n), op);
+      if (f.n > L) map_cells<C, Stream, whole>(dx + i * f.n, f.n, ahead.template skip<T>(i * f.n), op);
       else if (f.n < L) Cells<C, T>::store_n(dx + i * f.n, op.get_n(0, int(f.n)), int(f.n));
       else if (stream) put<true, C>(dx + i * f.n, op.get(0));
       else put<false, C>(dx + i * f.n, op.get(0));
     }
+  };
+  const auto map = [&f, &map_as](T* dx, Ahead ahead, auto weighted) __attribute__((always_inline)) {
+    if (WholeLines<C, Stream, T>::only(dx, f.n)) map_as(dx, ahead, weighted, std::true_type{});
+    else map_as(dx, ahead, weighted, std::false_type{});
   };
   int64_t r = begin;
   for (; r + group_rows <= end; r += group_rows) {
@@ -303,8 +308,8 @@ NF_INLINE void four_slopes(const T* dy, const T* x, C shift, int64_t span, int64
   if (some == 4 && span > Lanes<C>::n && span <= chunk_cells<C>) {
     F64 v[8];
     for (int j = 0; j < 4; ++j) {
-      F64 s = splat<double>(0), q = s;
-      add_run<C>(Slopes<C, T>{dy + j * span, x + j * span, shift}, span, s, q);
+      F64 s, q;  // in registers
+      add_run<C, true>(Slopes<C, T>{dy + j * span, x + j * span, shift}, span, s, q);
       v[j] = s, v[4 + j] = q;
     }
     store(out, sum_lanes8(v));

@@ -91,24 +91,27 @@ template <class C, class Term> NF_INLINE void add_last(const Term& f, int64_t i,
   }
 }
 
-// One group, or what there is of it: the cells [i, n), at most sixteen vectors.
-template <class C, class Term> NF_INLINE void add_group(const Term& f, int64_t i, int64_t n, Vec<C>& s3, Vec<C>& q3) {
+// The sums of one group, or what there is of it: the cells [i, n), at most sixteen vectors.
+template <class C, class Term> NF_INLINE void sum_group(const Term& f, int64_t i, int64_t n, Vec<C>& s2, Vec<C>& q2) {
   constexpr int64_t L = Lanes<C>::n;
   const Vec<C> zero = splat<C>(0);
-  Vec<C> s2 = zero, q2 = zero;
+  s2 = zero, q2 = zero;
   for (; i + 4 * L <= n; i += 4 * L) add_chain<C>(f, i, s2, q2);
   if (i < n) {
     Vec<C> s1 = zero, q1 = zero;
     add_last<C>(f, i, n, s1, q1);
     s2 = s2 + s1, q2 = q2 + q1;
   }
-  s3 = s3 + s2, q3 = q3 + q2;
 }
 
 // The last block: fewer than 64 whole vectors, perhaps a partial one.
 template <class C, class Term> NF_INLINE void add_rest(const Term& f, int64_t i, int64_t n, Vec<C>& s3, Vec<C>& q3) {
   constexpr int64_t group = 16 * Lanes<C>::n;
-  for (; i < n; i += group) add_group<C>(f, i, i + group < n ? i + group : n, s3, q3);
+  for (; i < n; i += group) {
+    Vec<C> s2, q2;
+    sum_group<C>(f, i, i + group < n ? i + group : n, s2, q2);
+    s3 = s3 + s2, q3 = q3 + q2;
+  }
 }
 
 // Adds the cells [i, n) to the double lanes s and q, block by block.
@@ -134,13 +137,19 @@ template <class C, class Term> NF_INLINE void add_blocks(const Term& f, int64_t 
   }
 }
 
-// The same for the first n cells of a run, often fewer than a group: no loops to set up.
-template <class C, class Term> NF_INLINE void add_run(const Term& f, int64_t n, F64& s, F64& q) {
-  if (n > 16 * Lanes<C>::n) return add_blocks<C>(f, 0, n, s, q);
-  Vec<C> s3 = splat<C>(0), q3 = s3;
-  if (n < 4 * Lanes<C>::n) add_last<C>(f, 0, n, s3, q3);  // nothing but zeros to add the chain to
-  else add_group<C>(f, 0, n, s3, q3);
-  s = s + BlockSums<C>::widen(s3), q = q + BlockSums<C>::widen(q3);
+// The double lanes of a run of n cells, often fewer than a group: no loops to set up, and nothing added to zeros.
+// `Opens`: they are s and q; otherwise they are added to these.
+template <class C, bool Opens, class Term> NF_INLINE void add_run(const Term& f, int64_t n, F64& s, F64& q) {
+  if (n > 16 * Lanes<C>::n) {
+    if constexpr (Opens) s = q = splat<double>(0);
+    return add_blocks<C>(f, 0, n, s, q);
+  }
+  Vec<C> s2, q2;
+  if (n < 4 * Lanes<C>::n) s2 = q2 = splat<C>(0), add_last<C>(f, 0, n, s2, q2);
+  else sum_group<C>(f, 0, n, s2, q2);
+  const F64 s8 = BlockSums<C>::widen(s2), q8 = BlockSums<C>::widen(q2);
+  if constexpr (Opens) s = s8, q = q8;
+  else s = s + s8, q = q + q8;
 }
 
 // Sums over the cells [i, n) of one chunk; n - i <= chunk_cells.
