@@ -13,30 +13,19 @@ namespace {
 // Memory that will be needed next, brought into the cache while a loop of the same length writes, so that reading and
 // writing overlap. Null: nothing. An operation says how near (Op::fetch: 3 the first-level cache, 2 the second-level),
 // by measurement: with a weight and a bias per cell the first level has no room.
-struct Ahead {
+// `share`: one in so many cells is fetched here, the others elsewhere, beside the sums.
+template <int share> struct AheadOf {
   const void *first = nullptr, *second = nullptr;
-  template <class T> __attribute__((always_inline)) static inline Ahead at(const T* next, int64_t i) {
-    return {next != nullptr ? next + i : nullptr};
-  }
-  template <class T> __attribute__((always_inline)) inline Ahead skip(int64_t cells) const {
-    return first == nullptr ? Ahead{}
-                            : Ahead{static_cast<const T*>(first) + cells, static_cast<const T*>(second) + cells};
+  template <class T> __attribute__((always_inline)) static inline AheadOf at(const T* next, int64_t i) {
+    return {next != nullptr ? next + i / share : nullptr};
   }
   template <class T, int64_t cells, int near> __attribute__((always_inline)) inline void fetch(int64_t i) const {
-    fetch_lines<cells, near>(static_cast<const T*>(first) + i);
-    if (second != nullptr) fetch_lines<cells, near>(static_cast<const T*>(second) + i);
+    fetch_lines<cells / share, near>(static_cast<const T*>(first) + i / share);
+    if (second != nullptr) fetch_lines<cells / share, near>(static_cast<const T*>(second) + i / share);
   }
 };
-// The same at half the pace.
-struct HalfAhead {
-  const void* first = nullptr;
-  template <class T> __attribute__((always_inline)) static inline HalfAhead at(const T* next, int64_t i) {
-    return {next != nullptr ? next + i / 2 : nullptr};
-  }
-  template <class T, int64_t cells, int near> __attribute__((always_inline)) inline void fetch(int64_t i) const {
-    fetch_lines<cells / 2, near>(static_cast<const T*>(first) + i / 2);
-  }
-};
+using Ahead = AheadOf<1>;
+using HalfAhead = AheadOf<2>;
 
 // Streaming stores write whole cache lines of y: of n cells from y on, `before` lie before the first such line, and the
 // last one ends at `end`. Lines of which only a part is streamed would be read, changed and written by the memory.

@@ -90,6 +90,30 @@ template <class T> __attribute__((noinline)) void extreme_row(const Backward<T>&
   }
 }
 
+// The rows that come next (f.next, if any) are fetched in both steps, half of each row beside its sums and half while dx
+// is written, so that memory never rests.
+
+// `sum` of the terms of row i.
+template <class T, bool Center, class Sum>
+NF_INLINE auto slope_sums(const Backward<T>& f, const Group<T>& u, int i, Hat<typename TypeOf<T>::compute> h,
+                          const Sum& sum) {
+  using C = typename TypeOf<T>::compute;
+  const T *dy = u.dy + i * u.pitch, *x = u.x + i * u.pitch;
+  const auto fetching = [&](const auto& term) __attribute__((always_inline)) {
+    using Term = std::decay_t<decltype(term)>;
+    return f.next != 0 ? sum(Fetching<Term, T>{term, dy + f.next, x + f.next}) : sum(term);
+  };
+  return u.w != nullptr ? fetching(WeightedSlopes<C, T, true, Center>{dy, x, u.w, h})
+                        : fetching(WeightedSlopes<C, T, false, Center>{dy, x, nullptr, h});
+}
+
+// In step two: how many cells from a cell in column c lies what is fetched beside it, and how much of it beside so many.
+// Without dx there is no step one, and all are fetched here.
+template <bool Dx, class T> NF_INLINE int64_t next_at(const Backward<T>& f, int64_t c) {
+  return Dx ? f.next + f.n / 2 + c / 2 - c : f.next;
+}
+template <bool Dx> constexpr int64_t next_share(int64_t cells) { return Dx ? cells / 2 : cells; }
+
 // Step one: the two sums of row i, and its coefficients.
 template <class T, bool Center>
 __attribute__((noinline)) void row_sums(const Backward<T>& f, Group<T>& u, int i, T* saved) {
@@ -105,9 +129,8 @@ __attribute__((noinline)) void row_sums(const Backward<T>& f, Group<T>& u, int i
   if (Center && f.n == 1) h.rs = h.t = 0;  // the output does not depend on x: exactly no gradient
   u.k.set(i, h, {});
   if (f.a.dx == nullptr) return;
-  const T *dy = u.dy + i * u.pitch, *x = u.x + i * u.pitch;
-  const Sums s = u.w != nullptr ? run_sums<C>(WeightedSlopes<C, T, true, Center>{dy, x, u.w, h}, f.n)
-                                : run_sums<C>(WeightedSlopes<C, T, false, Center>{dy, x, u.w, h}, f.n);
+  const Sums s = slope_sums<T, Center>(
+      f, u, i, h, [&f](const auto& term) __attribute__((always_inline)) { return run_sums<C>(term, f.n); });
   u.k.set(i, h, slope<C>(rstd, Center ? s.s * f.per_cell : 0.0, s.q * f.per_cell));
 }
 
@@ -139,13 +162,13 @@ __attribute__((noinline)) bool group_sums(const Backward<T>& f, Group<T>& u) {
     F64 s[8], q[8];
     for (int j = 0; j < 8; ++j) {
       const int i = i0 + j < u.rows ? i0 + j : 0;
-      const T *dy = u.dy + i * u.pitch, *x = u.x + i * u.pitch;
       const Hat<C> h{u.k.hi[i], u.k.rs[i], u.k.t[i]};
       if constexpr (length == RowLength::longer) {
-        if (u.w != nullptr) add_run<C, true>(WeightedSlopes<C, T, true, Center>{dy, x, u.w, h}, n, s[j], q[j]);
-        else add_run<C, true>(WeightedSlopes<C, T, false, Center>{dy, x, nullptr, h}, n, s[j], q[j]);
+        slope_sums<T, Center>(f, u, i, h, [&](const auto& term) __attribute__((always_inline)) {
+          return add_run<C, true>(term, n, s[j], q[j]);
+        });
       } else {
-        const WeightedSlopes<C, T, false, Center> cells{dy, x, nullptr, h};
+        const WeightedSlopes<C, T, false, Center> cells{u.dy + i * u.pitch, u.x + i * u.pitch, nullptr, h};
         V d, same, xhat;
         if constexpr (length == RowLength::vector) cells.get(0, d, same, xhat);
         else cells.get_n(0, n, d, same, xhat);
@@ -210,12 +233,15 @@ NF_INLINE void finish_columns(const Backward<T>& f, const Group<T>& u, int64_t c
 }
 
 // Step two of short rows: column by column, width*L cells from c on (or the last `k`), down all rows of the group.
-// Meanwhile the rows that come next are fetched, so that reading and writing overlap.
 template <class T, int width, bool Center, bool Stream, bool Dx, bool Fetch, bool Partial>
 NF_INLINE void columns_step(const Backward<T>& f, const Group<T>& u, int64_t c, int k) {
   using C = typename TypeOf<T>::compute;
   using V = Vec<C>;
   constexpr int64_t L = Lanes<C>::n;
+  // Of single vectors only every second one fetches: half of one is no line.
+  constexpr int64_t fetched = Dx && width == 1 ? 2 * L : width * L;
+  const bool fetches = Fetch && (fetched == width * L || c / L % 2 == 0);
+  const int64_t next = next_at<Dx>(f, c);
   V w[width], sum_w[width], sum_b[width], chain_w[width], chain_b[width];
 #pragma GCC unroll 4
   for (int j = 0; j < width; ++j) {
@@ -224,11 +250,11 @@ NF_INLINE void columns_step(const Backward<T>& f, const Group<T>& u, int64_t c, 
     else w[j] = Cells<C, C>::load(u.w + c + j * L);
     sum_w[j] = sum_b[j] = splat<C>(0);
   }
-  const int64_t pitch = u.pitch, next = f.next;
+  const int64_t pitch = u.pitch;
   const T *dy = u.dy + c, *x = u.x + c;
   T* dx = Dx ? u.dx + c : nullptr;
   const auto row = [&](int i) __attribute__((always_inline)) {
-    if constexpr (Fetch) fetch_lines<width * L, 2>(dy + next), fetch_lines<width * L, 2>(x + next);
+    if (fetches) fetch_lines<next_share<Dx>(fetched), 2>(dy + next), fetch_lines<next_share<Dx>(fetched), 2>(x + next);
     const V hi = splat<C>(u.k.hi[i]), rs = splat<C>(u.k.rs[i]), t = splat<C>(u.k.t[i]), a = splat<C>(u.k.a[i]),
             b = splat<C>(u.k.b[i]);
 #pragma GCC unroll 4
@@ -310,7 +336,7 @@ __attribute__((noinline)) void strip_rows(const Backward<T>& f, const Group<T>& 
   using V = Vec<C>;
   using P = Cells<C, C>;
   constexpr int64_t L = Lanes<C>::n;
-  const int64_t pitch = u.pitch, next = f.next;
+  const int64_t pitch = u.pitch;
   const T *dy = u.dy + i * pitch, *x = u.x + i * pitch;
   T* dx = Dx ? u.dx + i * pitch : nullptr;
   const C* w = u.w;
@@ -321,8 +347,8 @@ __attribute__((noinline)) void strip_rows(const Backward<T>& f, const Group<T>& 
   for (int r = 0; r < R; ++r)
     hi[r] = splat<C>(u.k.hi[i + r]), rs[r] = splat<C>(u.k.rs[i + r]), t[r] = splat<C>(u.k.t[i + r]),
     a[r] = splat<C>(u.k.a[i + r]), b[r] = splat<C>(u.k.b[i + r]);
-  // The vector of columns from c on; not `whole`: k of them.
-  const auto step = [&](int64_t c, auto whole, int k) __attribute__((always_inline)) {
+  // The vector of columns from c on; not `whole`: k of them. Beside it, what belongs to `fetched` cells is fetched.
+  const auto step = [&](int64_t c, auto whole, int k, auto fetched) __attribute__((always_inline)) {
     V weight = splat<C>(1), chain_w = splat<C>(0), chain_b = chain_w;
     if (Dx && w != nullptr) weight = whole ? P::load(w + c) : P::load_n(w + c, k, C(0));
     const auto get = [=](const C* p) { return whole ? P::load(p + (c - begin)) : P::load_n(p + (c - begin), k, C(0)); };
@@ -331,7 +357,10 @@ __attribute__((noinline)) void strip_rows(const Backward<T>& f, const Group<T>& 
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       const int64_t at = r * pitch + c;
-      if (next != 0) fetch_lines<L, 2>(dy + at + next), fetch_lines<L, 2>(x + at + next);
+      if constexpr (fetched != 0) {
+        constexpr int64_t share = next_share<Dx>(fetched);
+        fetch_lines<share, 2>(dy + at + next_at<Dx>(f, c)), fetch_lines<share, 2>(x + at + next_at<Dx>(f, c));
+      }
       const V d = whole ? Cells<C, T>::load(dy + at) : Cells<C, T>::load_n(dy + at, k, C(0));
       V v = whole ? Cells<C, T>::load(x + at) : Cells<C, T>::load_n(x + at, k, u.k.hi[i + r]);
       if constexpr (Center) v = fma(v - hi[r], rs[r], t[r]);
@@ -346,13 +375,18 @@ __attribute__((noinline)) void strip_rows(const Backward<T>& f, const Group<T>& 
     if (ends) set(sums_w, get(sums_w) + chain_w), set(sums_b, get(sums_b) + chain_b);
     else set(strip.chains_w, chain_w), set(strip.chains_b, chain_b);
   };
+  constexpr std::integral_constant<int64_t, 0> none{};
+  constexpr std::integral_constant<int64_t, 2 * L> two{};
   const WholeLines<C, Stream, T> lines(Stream ? dx + begin : nullptr, end - begin);
   int64_t c = begin;
   const auto store_until = [&](int64_t to) __attribute__((always_inline)) {
-    for (int64_t k; c < to; c += k) k = to - c < L ? to - c : L, step(c, std::false_type{}, int(k));
+    for (int64_t k; c < to; c += k) k = to - c < L ? to - c : L, step(c, std::false_type{}, int(k), none);
   };
   if constexpr (Stream) store_until(begin + lines.before);
-  for (; c < begin + lines.end; c += L) step(c, std::true_type{}, int(L));
+  if (f.next != 0)
+    for (; c + 2 * L <= begin + lines.end; c += 2 * L)
+      step(c, std::true_type{}, int(L), two), step(c + L, std::true_type{}, int(L), none);
+  for (; c < begin + lines.end; c += L) step(c, std::true_type{}, int(L), none);
   store_until(end);
 }
 

@@ -165,8 +165,8 @@ template <class T, bool Center, bool Stream> void dx_rows(void* context, int64_t
     row_sums<T, Center>(f, u, 0, nullptr);
     const Hat<C> hat{u.k.hi[0], u.k.rs[0], u.k.t[0]};
     const Slope<C> k{u.k.a[0], u.k.b[0]};
-    Ahead ahead;
-    if (f.ahead != 0 && r + f.ahead < f.g.count) ahead = {u.dy + f.ahead * f.n, u.x + f.ahead * f.n};
+    HalfAhead ahead;
+    if (f.next != 0) ahead = {u.dy + f.next + f.n / 2, u.x + f.next + f.n / 2};
     if (u.w != nullptr)
       map_cells<C, Stream, false>(dx, f.n, ahead, HatGradientOp<C, T, Center, true>{u.dy, u.x, hat, k, u.w});
     else map_cells<C, Stream, false>(dx, f.n, ahead, HatGradientOp<C, T, Center, false>{u.dy, u.x, hat, k, u.w});
@@ -182,30 +182,30 @@ template <class T, bool Center, bool Stream> void dx_groups(void* context, int64
   f.extreme = true;  // for rows that go one by one: nobody has looked
   Group<T> u;
   u.rows = group_rows, u.step = 1, u.pitch = f.n, u.w = f.w, u.dweight = u.dbias = nullptr;
-  const auto map_as = [&f, &u](T* dx, Ahead ahead, auto weighted, auto whole) __attribute__((always_inline)) {
+  const auto map_as = [&f, &u](T* dx, auto weighted, auto whole) __attribute__((always_inline)) {
     const bool stream = Stream && f.n == L && on_lines(dx);
     for (int i = 0; i < group_rows; ++i) {
       const Hat<C> hat{u.k.hi[i], u.k.rs[i], u.k.t[i]};
       const HatGradientOp<C, T, Center, weighted> op{u.dy + i * f.n, u.x + i * f.n, hat, {u.k.a[i], u.k.b[i]}, u.w};
-      if (f.n > L) map_cells<C, Stream, whole>(dx + i * f.n, f.n, ahead.template skip<T>(i * f.n), op);
+      HalfAhead ahead;
+      if (f.next != 0) ahead = {op.dy + f.next + f.n / 2, op.x + f.next + f.n / 2};
+      if (f.n > L) map_cells<C, Stream, whole>(dx + i * f.n, f.n, ahead, op);
       else if (f.n < L) Cells<C, T>::store_n(dx + i * f.n, op.get_n(0, int(f.n)), int(f.n));
       else if (stream) put<true, C>(dx + i * f.n, op.get(0));
       else put<false, C>(dx + i * f.n, op.get(0));
     }
   };
-  const auto map = [&f, &map_as](T* dx, Ahead ahead, auto weighted) __attribute__((always_inline)) {
-    if (WholeLines<C, Stream, T>::only(dx, f.n)) map_as(dx, ahead, weighted, std::true_type{});
-    else map_as(dx, ahead, weighted, std::false_type{});
+  const auto map = [&f, &map_as](T* dx, auto weighted) __attribute__((always_inline)) {
+    if (WholeLines<C, Stream, T>::only(dx, f.n)) map_as(dx, weighted, std::true_type{});
+    else map_as(dx, weighted, std::false_type{});
   };
   int64_t r = begin;
   for (; r + group_rows <= end; r += group_rows) {
     u.first = r, u.dy = static_cast<const T*>(f.a.dy) + r * f.n, u.x = static_cast<const T*>(f.a.x) + r * f.n;
     T* dx = static_cast<T*>(f.a.dx) + r * f.n;
-    Ahead ahead;
-    if (f.ahead != 0 && r + f.ahead + group_rows <= f.g.count) ahead = {u.dy + f.ahead * f.n, u.x + f.ahead * f.n};
     if (!group_sums<T, Center>(f, u)) dx_rows<T, Center, Stream>(&f, r, r + group_rows, slot);
-    else if (f.w != nullptr) map(dx, ahead, std::true_type{});
-    else map(dx, ahead, std::false_type{});
+    else if (f.w != nullptr) map(dx, std::true_type{});
+    else map(dx, std::false_type{});
   }
   if (r < end) return dx_rows<T, Center, Stream>(&f, r, end, slot);
   stream_fence(Stream);
@@ -252,8 +252,9 @@ template <class T, bool Center> bool one_group_backward(Backward<T>& f) {
 template <class T, bool Center> bool backward_cells(Backward<T>& f) {
   const int64_t row_bytes = f.n * int64_t(sizeof(T));
   // Rows of one vector lost by it.
-  f.ahead = f.n <= Lanes<typename TypeOf<T>::compute>::n ? 0 : rows_ahead(2 * row_bytes, 2 * f.g.count * row_bytes);
+  f.ahead = f.n <= Lanes<typename TypeOf<T>::compute>::n ? 0 : rows_ahead(row_bytes, 2 * f.g.count * row_bytes);
   if (!f.wants_params) {
+    f.next = f.ahead * f.n;
     const int64_t least = (int64_t(1) << 14) / row_bytes + 1, share = f.g.count / (8 * f.threads);
     const int64_t cap = (int64_t(1) << 18) / row_bytes;
     int64_t grain = share < cap ? share : cap;

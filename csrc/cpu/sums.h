@@ -52,13 +52,15 @@ template <> struct BlockSums<double> {
   NF_INLINE F64 widen(F64 v) { return v; }
 };
 
-// A term that meanwhile brings memory into the cache, half as much as it reads: from `next` on.
+// A term that meanwhile brings memory into the cache, half as much as it reads: from `next` on, and from `second`, if
+// two arrays are read.
 template <class Term, class T> struct Fetching : Term {
-  const T* next;
+  const T *next, *second = nullptr;
 };
 template <int64_t cells, class Term> NF_INLINE void fetch(const Term&, int64_t) {}
 template <int64_t cells, class Term, class T> NF_INLINE void fetch(const Fetching<Term, T>& f, int64_t i) {
   fetch_lines<cells / 2, 2>(f.next + i / 2);
+  if (f.second != nullptr) fetch_lines<cells / 2, 2>(f.second + i / 2);
 }
 
 // A term has get(i, a, b, c), the vector at cell i, and get_n(i, k, a, b, c) for the last k < L cells, with zeros in
@@ -82,6 +84,7 @@ template <class C, class Term> NF_INLINE void add_last(const Term& f, int64_t i,
   constexpr int64_t L = Lanes<C>::n;
   Vec<C> a, b, c;
   for (; i + L <= n; i += L) {
+    fetch<L>(f, i);
     f.get(i, a, b, c);
     s1 = s1 + a, q1 = fma(b, c, q1);
   }
