@@ -144,7 +144,7 @@ def by_size(boards: list[Board], folder: Path) -> list[Path]:
     shares = _Picture(
         folder / "limits.png",
         "Least traffic over time, as a share of a plain copy or triad of the same arrays",
-        f"% of the streaming limit (upward: above {_MOST_PERCENT})",
+        "% of the streaming limit",
         lambda cell: cell.percent(),
         lambda cell: cell.percent(cell.best_peer) if cell.limit and cell.best_peer else None,
         _MOST_PERCENT,
@@ -166,7 +166,7 @@ def _draw_by_size(picture: _Picture, panels: list[tuple[Board, int, list[Cell]]]
     figure, axes = plt.subplots(
         1, len(panels), figsize=(max(9.5, 7.5 * len(panels)), 6.0), sharey=True, squeeze=False, layout="constrained"
     )
-    families, peers = set(), False
+    families, peers, label = set(), False, picture.label
     for axis, (board, threads, cells) in zip(axes[0], panels, strict=True):
         for cell in cells:
             value, peer = picture.value(cell), picture.peer(cell)
@@ -180,7 +180,7 @@ def _draw_by_size(picture: _Picture, panels: list[tuple[Board, int, list[Cell]]]
                 axis.plot(size, peer, marker="_", color="#999999", markersize=8, zorder=1)
             colour, marker = _FAMILY_STYLE[cell.case.family][0], "v" if cell.case.backward else "o"
             if picture.most is not None and value > picture.most:  # a disturbed limit would squeeze all others
-                value, marker = picture.most, "^"
+                value, marker, label = picture.most, "^", f"{picture.label} (upward: above {picture.most})"
             _dot(axis, size, value, colour, marker, 7)
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _size(value)))
@@ -199,7 +199,7 @@ def _draw_by_size(picture: _Picture, panels: list[tuple[Board, int, list[Cell]]]
         axis.set_xlabel("working set: arrays as large as x, read and written")
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
-    axes[0][0].set_ylabel(picture.label)
+    axes[0][0].set_ylabel(label)
     if peers:
         axes[0][0].set_ylim(bottom=0)  # not sooner: it would end the search for the other end, which all panels share
     handles = [

@@ -288,8 +288,8 @@ __attribute__((noinline)) void narrow_chunk(const Laps& f, int64_t begin, int64_
   }
 }
 
-// The sums of one chunk, rows [begin, end), of the columns [c0, c1), into s[0..] and q[0..]. `resident`: they lie in the
-// second-level cache.
+// The sums of one chunk, rows [begin, end), of the columns [c0, c1), into s[0..] and q[0..]. `resident`: they lie in
+// the second-level cache.
 template <class C, class Term>
 __attribute__((noinline)) void column_chunk(const Term& f, int64_t begin, int64_t end, int64_t c0, int64_t c1,
                                             bool resident, double* s, double* q) {

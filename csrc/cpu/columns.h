@@ -68,7 +68,7 @@ NF_INLINE PlaneCut cut_planes(const Columns& g, int64_t cell_bytes, int threads)
   return cut;
 }
 
-// Small planes take more time than as many bytes in rows do: each has its statistics. Large ones have many bytes anyhow.
+// Small planes take more time than as many bytes in rows do: each has its statistics. Large ones have many bytes.
 constexpr int64_t plane_work = 2;
 
 struct MatrixCut {

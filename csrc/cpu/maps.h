@@ -395,9 +395,9 @@ template <class C, class T, bool Center> struct TableHatGradientOp {
 };
 
 // Whole rows that are no whole vectors, as runs one behind the other: no row begins or ends with a part of a vector.
-// The L cells that lie in two rows take what belongs to a row from both. The table holds `repeats` rows, a power of two,
-// and goes on behind its end, where wrap_table has put its first L entries once more; with as many as make whole vectors
-// every vector of the table begins on a cache line.
+// The L cells that lie in two rows take what belongs to a row from both. The table holds `repeats` rows, a power of
+// two, and goes on behind its end, where wrap_table has put its first L entries once more; with as many as make whole
+// vectors every vector of the table begins on a cache line.
 template <class C, class Op> struct RowsAsRuns {
   static constexpr int fetch = 2;
   Op op;

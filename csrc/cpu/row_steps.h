@@ -90,8 +90,8 @@ template <class T> __attribute__((noinline)) void extreme_row(const Backward<T>&
   }
 }
 
-// The rows that come next (f.next, if any) are fetched in both steps, half of each row beside its sums and half while dx
-// is written, so that memory never rests.
+// The rows that come next (f.next, if any) are fetched in both steps, half of each beside its sums and half while dx is
+// written, so that memory never rests.
 
 // `sum` of the terms of row i.
 template <class T, bool Center, class Sum>
@@ -107,7 +107,7 @@ NF_INLINE auto slope_sums(const Backward<T>& f, const Group<T>& u, int i, Hat<ty
                         : fetching(WeightedSlopes<C, T, false, Center>{dy, x, nullptr, h});
 }
 
-// In step two: how many cells from a cell in column c lies what is fetched beside it, and how much of it beside so many.
+// In step two: how far from a cell in column c lies what is fetched beside it, and how much of it beside so many cells.
 // Without dx there is no step one, and all are fetched here.
 template <bool Dx, class T> NF_INLINE int64_t next_at(const Backward<T>& f, int64_t c) {
   return Dx ? f.next + f.n / 2 + c / 2 - c : f.next;

@@ -274,8 +274,8 @@ template <class T, bool Center> bool backward_cells(Backward<T>& f) {
   // Long rows: four at once, one link of the chains, which the caches hold from the first step to the second.
   f.short_rows = row_bytes <= short_row_bytes;
   const int64_t items = f.g.period * f.blocks;
-  // Threads that share a group of rows meet twice for it: only where rows are wide, or blocks too few for the threads and
-  // each has enough of a group. A whole group at once, if their caches hold it.
+  // Threads that share a group of rows meet twice for it: only where rows are wide, or blocks too few for the threads
+  // and each has enough of a group. A whole group at once, if their caches hold it.
   const int64_t group_bytes = group_rows * 2 * row_bytes;
   const bool shared = f.threads > 1 && ((f.n >= 8192 && items < 2 * f.threads) ||
                                         (items < f.threads && group_bytes >= f.threads * (int64_t(1) << 17)));
