@@ -28,8 +28,7 @@ template <class T> struct Backward {
   int64_t phase_rows = 0, block_rows = 0, blocks = 0;
   bool short_rows = false;       // the second step goes down the columns, not along the rows
   int at_once = group_rows;      // rows between the two steps: fewer where sixteen would leave the cache
-  int64_t ahead = 0;             // how many rows from here is the one that is fetched meanwhile? 0: none is
-  int64_t next = 0;              // the same in cells, for groups of rows
+  int64_t next = 0;              // how many cells from here is the row that is fetched meanwhile? 0: none is
   double* block_sums = nullptr;  // [period][blocks][2][n]
   C* group_sums = nullptr;       // [slot][2][n], when at_once < group_rows
   T* saved = nullptr;            // [slot][group_rows][n], when extreme
@@ -383,10 +382,14 @@ __attribute__((noinline)) void strip_rows(const Backward<T>& f, const Group<T>& 
     for (int64_t k; c < to; c += k) k = to - c < L ? to - c : L, step(c, std::false_type{}, int(k), none);
   };
   if constexpr (Stream) store_until(begin + lines.before);
+  const int64_t last = begin + lines.end;
   if (f.next != 0)
-    for (; c + 2 * L <= begin + lines.end; c += 2 * L)
-      step(c, std::true_type{}, int(L), two), step(c + L, std::true_type{}, int(L), none);
-  for (; c < begin + lines.end; c += L) step(c, std::true_type{}, int(L), none);
+    for (; c < last; c += 2 * L) {
+      step(c, std::true_type{}, int(L), two);
+      if (c + L < last) step(c + L, std::true_type{}, int(L), none);
+    }
+  for (; c < last; c += L) step(c, std::true_type{}, int(L), none);
+  c = last;
   store_until(end);
 }
 

@@ -252,9 +252,10 @@ template <class T, bool Center> bool one_group_backward(Backward<T>& f) {
 template <class T, bool Center> bool backward_cells(Backward<T>& f) {
   const int64_t row_bytes = f.n * int64_t(sizeof(T));
   // Rows of one vector lost by it.
-  f.ahead = f.n <= Lanes<typename TypeOf<T>::compute>::n ? 0 : rows_ahead(row_bytes, 2 * f.g.count * row_bytes);
+  const bool vector = f.n <= Lanes<typename TypeOf<T>::compute>::n;
+  const int64_t ahead = vector ? 0 : rows_ahead(row_bytes, 2 * f.g.count * row_bytes);
   if (!f.wants_params) {
-    f.next = f.ahead * f.n;
+    f.next = ahead * f.n;
     const int64_t least = (int64_t(1) << 14) / row_bytes + 1, share = f.g.count / (8 * f.threads);
     const int64_t cap = (int64_t(1) << 18) / row_bytes;
     int64_t grain = share < cap ? share : cap;
@@ -281,7 +282,7 @@ template <class T, bool Center> bool backward_cells(Backward<T>& f) {
                                         (items < f.threads && group_bytes >= f.threads * (int64_t(1) << 17)));
   const bool group = shared && group_bytes <= int64_t(cache_sizes().l2);
   f.at_once = f.short_rows || f.a.dx == nullptr || group ? group_rows : 4;
-  f.next = (f.ahead + f.at_once - 1) / f.at_once * f.at_once * f.g.period * f.n;
+  f.next = (ahead + f.at_once - 1) / f.at_once * f.at_once * f.g.period * f.n;  // whole groups
   if (f.g.period == 1 && f.phase_rows <= group_rows && f.a.g.span == 1 && !f.extreme && !f.in_groups) {
     // Sums kept between parts of the group take eight bytes a column: not where that is nearly as much as x.
     if (f.phase_rows * int64_t(sizeof(T)) < 20) f.at_once = group_rows;
