@@ -44,23 +44,87 @@ template <class C, bool Stream, class T> struct WholeLines {
   }
 };
 
+template <class T> NF_INLINE int64_t cells_past_line(const T* y) {
+  return int64_t(reinterpret_cast<uintptr_t>(y) % 64 / sizeof(T));
+}
+
+// The line of y in which one row ends and the next begins, where rows stream one after the other: its cells wait here
+// until all are there. Ordinary stores would have memory read it first, and all that is written later wait for that.
+template <class T> struct SharedLine {
+  static constexpr int64_t unit = 64 / int64_t(sizeof(T));
+  struct Line {
+    alignas(64) T cells[2 * unit];  // as in y; and room for the end of a vector
+  } lines[2];
+  int now = 0;                         // the line that is being filled; the other one, when full, goes to `full`
+  T *next = nullptr, *full = nullptr;  // next: where in y the cells that wait end
+  int64_t from = 0, to = 0;            // which cells wait
+  // y[0..k) are the first cells of v, of one line of y.
+  template <class C> __attribute__((always_inline)) inline void put(T* y, Vec<C> v, int64_t k) {
+    stream_full();
+    go_to(y);
+    Cells<C, T>::store(lines[now].cells + to, v);
+    went_on(k);
+  }
+  // y[0..k) are these cells, of one line of y.
+  void put(T* y, const T* v, int64_t k) {
+    stream_full();
+    go_to(y);
+    std::memcpy(lines[now].cells + to, v, size_t(k) * sizeof(T));
+    went_on(k);
+  }
+  __attribute__((always_inline)) inline void go_to(T* y) {
+    if (y != next) finish(), next = y, from = to = cells_past_line(y);
+  }
+  __attribute__((always_inline)) inline void went_on(int64_t k) {
+    to += k, next += k;
+    if (to < unit) return;
+    // Not streamed at once: a load of what has just been stored in pieces waits for all stores before it.
+    if (from == 0) full = next - unit, now = 1 - now, to = 0;
+    else finish(), from = to = 0;
+  }
+  __attribute__((always_inline)) inline void stream_full() {
+    if (full != nullptr) stream_line(full, lines[1 - now].cells), full = nullptr;
+  }
+  // Nothing more will come.
+  __attribute__((always_inline)) inline void finish() {
+    stream_full();
+    if (from != to) store_rest();
+  }
+  __attribute__((noinline)) void store_rest() {
+    std::memcpy(next - (to - from), lines[now].cells + from, size_t(to - from) * sizeof(T));
+    to = from;
+  }
+};
+
+// Where there is no such line, or only now and then: cells that are no whole line are stored at once.
+template <class T> struct NoSharedLine {
+  template <class C> __attribute__((always_inline)) static inline void put(T* y, Vec<C> v, int64_t k) {
+    Cells<C, T>::store_n(y, v, int(k));
+  }
+};
+
 // y[i] = op(i) for i in [0, n). An operation has get(i), the L cells from i, and get_n(i, k), the k <= L cells from i.
 // For the first and the last cells memory is fetched, too: a single line left out of every row takes as long as memory
 // takes to answer. `Whole`: there are none of these (asked once for many short rows).
-template <class C, bool Stream, bool Whole, class T, class A, class Op>
-NF_INLINE void map_cells(T* y, int64_t n, A ahead, const Op& op) {
+template <class C, bool Stream, bool Whole, class T, class A, class Op, class Line>
+NF_INLINE void map_cells(T* y, int64_t n, A ahead, const Op& op, Line& shared) {
   constexpr int64_t L = Lanes<C>::n;
   const WholeLines<C, Stream, T> lines(y, n);
   const int64_t end = Whole ? n : lines.end;
   int64_t i = 0;
-  const auto store_until = [&i, y, ahead, &op](int64_t to) __attribute__((always_inline)) {
+  const auto store_until = [&i, y, ahead, &op, &shared](int64_t to) __attribute__((always_inline)) {
     while (i < to) {
       const int64_t m = to - i < L ? to - i : L;
       if (ahead.first != nullptr) ahead.template fetch<T, L, Op::fetch>(i);
-      Cells<C, T>::store_n(y + i, op.get_n(i, int(m)), int(m));
+      if constexpr (Stream) shared.template put<C>(y + i, op.get_n(i, int(m)), m);
+      else Cells<C, T>::store_n(y + i, op.get_n(i, int(m)), int(m));
       i += m;
     }
   };
+  // The last cells as a whole vector, some of them for the second time: from x as it still is if y is the same memory.
+  const bool twice = !Stream && !Whole && end < n && n > L;
+  Vec<C> last{};
+  if (twice) last = op.get(n - L);
   if constexpr (Stream && !Whole) store_until(lines.before);
   if (ahead.first != nullptr) {
     for (; i + 4 * L <= end; i += 4 * L) {
@@ -74,7 +138,20 @@ NF_INLINE void map_cells(T* y, int64_t n, A ahead, const Op& op) {
     }
   }
   for (; i < end; i += L) put<Stream, C>(y + i, op.get(i));
-  if constexpr (!Whole) store_until(n);
+  if (twice) {
+    if (ahead.first != nullptr) ahead.template fetch<T, L, Op::fetch>(i);
+    Cells<C, T>::store(y + n - L, last);
+  } else if constexpr (!Whole) {
+    store_until(n);
+  }
+}
+
+// y[i] = from[i] for i in [0, n).
+template <class T> __attribute__((noinline)) void stream_cells(T* y, const T* from, int64_t n, SharedLine<T>& shared) {
+  const WholeLines<float, true, T> lines(y, n);
+  if (lines.before > 0) shared.put(y, from, lines.before);
+  for (int64_t i = lines.before; i < lines.end; i += SharedLine<T>::unit) stream_line(y + i, from + i);
+  if (lines.end < n) shared.put(y + lines.end, from + lines.end, n - lines.end);
 }
 
 // Can y be written by streaming stores at all?
@@ -111,14 +188,14 @@ template <class C, class T, bool Center, bool Weighted, bool Biased> struct HatO
 // y[i] = op(i) for n cells that lie in runs, each with coefficients of its own: the first run ends after `lead` cells,
 // the others are `span` >= L long. A vector that lies in two runs takes its coefficients from both, so the loop goes on
 // in whole vectors, on whole cache lines where it streams, however long the runs are.
-template <class C, bool Stream, class T, class A, class Op>
-NF_INLINE void map_runs(T* y, int64_t n, int64_t lead, int64_t span, A ahead, Op op) {
+template <class C, bool Stream, class T, class A, class Op, class Line>
+NF_INLINE void map_runs(T* y, int64_t n, int64_t lead, int64_t span, A ahead, Op op, Line& shared) {
   constexpr int64_t L = Lanes<C>::n;
   const WholeLines<C, Stream, T> lines(y, n);
   int64_t i = 0, r = 0, run_end = lead;
   auto k = op.run(0);
-  // The next m <= L cells. Goes on to the next run where this one ends.
-  const auto some = [&i, &r, &run_end, &k, ahead, op, y, span](int64_t m, auto stream) __attribute__((always_inline)) {
+  // The next m <= L cells, of whole lines or not. Goes on to the next run where this one ends.
+  const auto some = [&, ahead, op, y, span](int64_t m, auto whole) __attribute__((always_inline)) {
     if (ahead.first != nullptr) ahead.template fetch<T, L, Op::fetch>(i);
     auto mine = k;
     if (i + m > run_end) {
@@ -126,7 +203,8 @@ NF_INLINE void map_runs(T* y, int64_t n, int64_t lead, int64_t span, A ahead, Op
       mine = Op::join(int(run_end - i), mine, k);
       run_end += span;
     }
-    if (m == L) put<stream, C>(y + i, op.get(i, mine));
+    if constexpr (Stream && !whole) shared.template put<C>(y + i, op.get_n(i, int(m), mine), m);
+    else if (m == L) put<Stream, C>(y + i, op.get(i, mine));
     else Cells<C, T>::store_n(y + i, op.get_n(i, int(m), mine), int(m));
     i += m;
   };
@@ -152,9 +230,14 @@ NF_INLINE void map_runs(T* y, int64_t n, int64_t lead, int64_t span, A ahead, Op
       for (; j + L <= whole; j += L) put<Stream, C>(y + j, op.get(j, here));
     }
     i = j;
-    if (i < lines.end) some(L, std::bool_constant<Stream>{});
+    if (i < lines.end) some(L, std::true_type{});
   }
   store_until(n);
+}
+template <class C, bool Stream, class T, class A, class Op>
+NF_INLINE void map_runs(T* y, int64_t n, int64_t lead, int64_t span, A ahead, Op op) {
+  NoSharedLine<T> none;
+  map_runs<C, Stream>(y, n, lead, span, ahead, op, none);
 }
 
 // y = fma(x - hi, s, t), coefficients per run

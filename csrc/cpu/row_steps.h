@@ -32,6 +32,7 @@ template <class T> struct Backward {
   double* block_sums = nullptr;  // [period][blocks][2][n]
   C* group_sums = nullptr;       // [slot][2][n], when at_once < group_rows
   T* saved = nullptr;            // [slot][group_rows][n], when extreme
+  T* staged = nullptr;           // [slot][at_once][n], when dx streams, but its rows are no whole lines
   double* run_sums = nullptr;    // [count][channels][2], run form
   int threads = 1;
 };
@@ -58,6 +59,7 @@ template <class T> struct Group {
   using C = typename TypeOf<T>::compute;
   const T *dy, *x;  // of the first row
   T* dx;
+  int dx_row = 0;              // of which row that is
   int64_t first, step, pitch;  // pitch: cells from row to row
   RowCoefficients<C> k;
   int rows;
@@ -337,7 +339,7 @@ __attribute__((noinline)) void strip_rows(const Backward<T>& f, const Group<T>& 
   constexpr int64_t L = Lanes<C>::n;
   const int64_t pitch = u.pitch;
   const T *dy = u.dy + i * pitch, *x = u.x + i * pitch;
-  T* dx = Dx ? u.dx + i * pitch : nullptr;
+  T* dx = Dx ? u.dx + (i - u.dx_row) * pitch : nullptr;
   const C* w = u.w;
   C *sums_w = strip.sums_w, *sums_b = strip.sums_b;
   if (u.sums_w != nullptr) sums_w = u.sums_w + begin, sums_b = u.sums_b + begin;
@@ -391,6 +393,11 @@ __attribute__((noinline)) void strip_rows(const Backward<T>& f, const Group<T>& 
   for (; c < last; c += L) step(c, std::true_type{}, int(L), none);
   c = last;
   store_until(end);
+  if (f.next != 0 && end == f.n)  // the last line, which no half of a vector may have been on
+    for (int r = 0; r < R; ++r) {
+      const int64_t at = r * pitch + f.next + f.n - 1;
+      fetch_lines<1, 2>(dy + at), fetch_lines<1, 2>(x + at);
+    }
 }
 
 // The columns [begin, end) of rows [i0, i1); i0 is a multiple of four.

@@ -43,15 +43,15 @@ template <class T> NF_INLINE void write_stats(const Forward<T>& f, int64_t r, co
   if (f.a.rstd != nullptr) static_cast<S*>(f.a.rstd)[r] = static_cast<S>(rstd);
 }
 
-template <class T, bool Stream, bool Center, bool Whole, class A>
+template <class T, bool Stream, bool Center, bool Whole, class A, class Line>
 NF_INLINE void map_hat(const Forward<T>& f, const T* x, T* y, int64_t n, A ahead, int64_t param,
-                       Hat<typename TypeOf<T>::compute> h) {
+                       Hat<typename TypeOf<T>::compute> h, Line& line) {
   using C = typename TypeOf<T>::compute;
   if (f.b != nullptr)
-    map_cells<C, Stream, Whole>(y, n, ahead, HatOp<C, T, Center, true, true>{x, h, f.w + param, f.b + param});
+    map_cells<C, Stream, Whole>(y, n, ahead, HatOp<C, T, Center, true, true>{x, h, f.w + param, f.b + param}, line);
   else if (f.w != nullptr)
-    map_cells<C, Stream, Whole>(y, n, ahead, HatOp<C, T, Center, true, false>{x, h, f.w + param, nullptr});
-  else map_cells<C, Stream, Whole>(y, n, ahead, HatOp<C, T, Center, false, false>{x, h, nullptr, nullptr});
+    map_cells<C, Stream, Whole>(y, n, ahead, HatOp<C, T, Center, true, false>{x, h, f.w + param, nullptr}, line);
+  else map_cells<C, Stream, Whole>(y, n, ahead, HatOp<C, T, Center, false, false>{x, h, nullptr, nullptr}, line);
 }
 
 // The map of a row whose coefficients float cannot hold, in double, one cell at a time.
@@ -70,9 +70,9 @@ __attribute__((noinline)) void map_carefully(const Forward<T>& f, int64_t r, int
 }
 
 // Cells [i0, i1) of row r. `next`: what is fetched meanwhile, at the pace of A, null for nothing.
-template <class T, bool Stream, bool Center, class A>
+template <class T, bool Stream, bool Center, class A, class Line>
 NF_INLINE void map_row(const Forward<T>& f, int64_t r, int64_t i0, int64_t i1, const Moments& m, double rstd,
-                       const T* next) {
+                       const T* next, Line& line) {
   using C = typename TypeOf<T>::compute;
   if (sizeof(C) == 4 && __builtin_expect(!fits_single(m.mean, rstd), 0)) return map_carefully(f, r, i0, i1, m, rstd);
   const T* x = static_cast<const T*>(f.a.x) + r * f.n;
@@ -80,7 +80,7 @@ NF_INLINE void map_row(const Forward<T>& f, int64_t r, int64_t i0, int64_t i1, c
   const int64_t first = f.g.period == 1 ? 0 : (r % f.g.period) * f.g.channels;
   if (f.per_cell) {
     map_hat<T, Stream, Center, false>(f, x + i0, y + i0, i1 - i0, A::at(next, i0), first + i0,
-                                      hat<C>(m.mean, m.mean_lo, m.var, rstd));
+                                      hat<C>(m.mean, m.mean_lo, m.var, rstd), line);
     return;
   }
   const int64_t span = f.w == nullptr && f.b == nullptr ? f.n : f.g.span;
@@ -94,7 +94,8 @@ NF_INLINE void map_row(const Forward<T>& f, int64_t r, int64_t i0, int64_t i1, c
           affine<C>(m.mean, m.mean_lo, m.var, rstd, w, f.b != nullptr ? double(f.b[first + c + j]) : 0.0);
       hi[j] = k.hi, s[j] = k.s, t[j] = k.t;
     }
-    map_runs<C, Stream>(y + i, end - i, (c + 1) * span - i, span, A::at(next, i), RunAffineOp<C, T>{x + i, hi, s, t});
+    map_runs<C, Stream>(y + i, end - i, (c + 1) * span - i, span, A::at(next, i), RunAffineOp<C, T>{x + i, hi, s, t},
+                        line);
     i = end;
   }
 }
@@ -116,12 +117,14 @@ NF_INLINE RowStats<T> find_stats(const Forward<T>& f, int64_t r, const T* next) 
 template <class T, bool Center, bool Stream> void forward_rows(void* context, int64_t begin, int64_t end, int) {
   const Forward<T>& f = *static_cast<const Forward<T>*>(context);
   const T* x = static_cast<const T*>(f.a.x);
+  SharedLine<T> line;
   for (int64_t r = begin; r < end; ++r) {
     const bool more = f.ahead != 0 && r + f.ahead < f.g.count;
     const T* next = more ? x + (r + f.ahead) * f.n : nullptr;
     const RowStats<T> s = find_stats<T, Center, false>(f, r, nullptr);
-    map_row<T, Stream, Center, Ahead>(f, r, 0, f.n, s.m, s.rstd, next);
+    map_row<T, Stream, Center, Ahead>(f, r, 0, f.n, s.m, s.rstd, next, line);
   }
+  line.finish();
   stream_fence(Stream);
 }
 
@@ -131,10 +134,11 @@ constexpr int64_t long_row_bytes = 8192;
 template <class T, bool Center, bool Stream> void forward_long_rows(void* context, int64_t begin, int64_t end, int) {
   const Forward<T>& f = *static_cast<const Forward<T>*>(context);
   const T* x = static_cast<const T*>(f.a.x);
+  NoSharedLine<T> line;
   for (int64_t r = begin; r < end; ++r) {
     const T* next = x + (r + (r + f.ahead < f.g.count ? f.ahead : 0)) * f.n;
     const RowStats<T> s = find_stats<T, Center, true>(f, r, next);
-    map_row<T, Stream, Center, HalfAhead>(f, r, 0, f.n, s.m, s.rstd, next + f.n / 2);
+    map_row<T, Stream, Center, HalfAhead>(f, r, 0, f.n, s.m, s.rstd, next + f.n / 2, line);
   }
   stream_fence(Stream);
 }
@@ -194,8 +198,9 @@ __attribute__((noinline)) void forward_group(const Forward<T>& f, int64_t first)
   if (f.a.mean != nullptr || f.a.rstd != nullptr)
     for (int i = 0; i < short_group; ++i) write_stats(f, first + i, moments(i), rstd[i]);
   if (__builtin_expect(extreme != 0, 0)) {
+    NoSharedLine<T> line;
     for (int i = 0; i < short_group; ++i)
-      map_row<T, Stream, Center, Ahead>(f, first + i, 0, n, moments(i), rstd[i], nullptr);
+      map_row<T, Stream, Center, Ahead>(f, first + i, 0, n, moments(i), rstd[i], nullptr, line);
     return;
   }
   // The map of HatOp, with weight and bias in registers; row by row, so that y is written as it lies in memory.
@@ -254,10 +259,11 @@ constexpr int64_t some_bytes_streaming = 1024;
 // Groups of rows so short are as many streams as memory follows by itself.
 constexpr int64_t some_bytes_unfetched = 256;
 // Of rows so short sixteen go at a time: a group waits for one division after the other, and there are half as many.
+// Sixteen that are no whole lines stream by way of the cache.
 constexpr int64_t some_bytes_sixteen = 512;
 
 template <class T, bool Stream, bool Center, int rows>
-__attribute__((noinline)) void forward_some(const Forward<T>& f, int64_t first) {
+__attribute__((noinline)) void forward_some(const Forward<T>& f, int64_t first, SharedLine<T>& line) {
   using C = typename TypeOf<T>::compute;
   const int64_t n = f.n;
   const T* x = static_cast<const T*>(f.a.x) + first * n;
@@ -290,7 +296,7 @@ __attribute__((noinline)) void forward_some(const Forward<T>& f, int64_t first) 
   if (__builtin_expect(special != 0, 0)) {
     for (int i = 0; i < rows; ++i) {
       const RowStats<T> one = find_stats<T, Center, false>(f, first + i, nullptr);
-      map_row<T, Stream, Center, Ahead>(f, first + i, 0, n, one.m, one.rstd, nullptr);
+      map_row<T, Stream, Center, Ahead>(f, first + i, 0, n, one.m, one.rstd, nullptr, line);
     }
     return;
   }
@@ -302,16 +308,21 @@ __attribute__((noinline)) void forward_some(const Forward<T>& f, int64_t first) 
       const Hat<C> h = hat<C>(mean[i], mean_lo[i], var[i], rstd[i]);
       hi[i] = h.hi, scale[i] = h.rs, t[i] = h.t;
     }
-    const auto map = [&](auto whole) __attribute__((always_inline)) {
+    const auto map = [&](T* to, auto stream, auto whole) __attribute__((always_inline)) {
       for (int i = 0; i < rows; ++i) {
         const bool more = f.ahead != 0 && first + i + f.ahead < f.g.count;
         const Ahead ahead{more ? x + (i + f.ahead) * n : nullptr};
-        map_hat<T, Stream, Center, whole>(f, x + i * n, y + i * n, n, ahead, 0, Hat<C>{hi[i], scale[i], t[i]});
+        map_hat<T, stream, Center, whole>(f, x + i * n, to + i * n, n, ahead, 0, Hat<C>{hi[i], scale[i], t[i]}, line);
       }
     };
-    if (WholeLines<C, Stream, T>::only(y, n)) map(std::true_type{});
-    else map(std::false_type{});
-    return;
+    constexpr std::true_type yes{};
+    constexpr std::false_type no{};
+    constexpr std::bool_constant<Stream> streams{};
+    if (WholeLines<C, Stream, T>::only(y, n)) return map(y, streams, yes);
+    if constexpr (!Stream || rows < 16) return map(y, streams, no);
+    alignas(64) T staged[rows * some_bytes_sixteen / sizeof(T)];
+    map(staged, no, no);
+    return stream_cells(y, staged, rows * n, line);
   }
   // Every row is one run: they are mapped in one go, and no row begins or ends with a part of a vector.
   for (int i = 0; i < rows; ++i) {
@@ -321,15 +332,18 @@ __attribute__((noinline)) void forward_some(const Forward<T>& f, int64_t first) 
     hi[i] = k.hi, scale[i] = k.s, t[i] = k.t;
   }
   const bool more = f.ahead != 0 && first + f.ahead + rows <= f.g.count;
-  map_runs<C, Stream>(y, rows * n, n, n, Ahead{more ? x + f.ahead * n : nullptr}, RunAffineOp<C, T>{x, hi, scale, t});
+  map_runs<C, Stream>(y, rows * n, n, n, Ahead{more ? x + f.ahead * n : nullptr}, RunAffineOp<C, T>{x, hi, scale, t},
+                      line);
 }
 
 template <class T, bool Center, bool Stream> void forward_somes(void* context, int64_t begin, int64_t end, int slot) {
   const Forward<T>& f = *static_cast<const Forward<T>*>(context);
+  SharedLine<T> line;
   int64_t r = begin;
   if (f.n * int64_t(sizeof(T)) <= some_bytes_sixteen)
-    for (; r + 16 <= end; r += 16) forward_some<T, Stream, Center, 16>(f, r);
-  for (; r + 8 <= end; r += 8) forward_some<T, Stream, Center, 8>(f, r);
+    for (; r + 16 <= end; r += 16) forward_some<T, Stream, Center, 16>(f, r, line);
+  for (; r + 8 <= end; r += 8) forward_some<T, Stream, Center, 8>(f, r, line);
+  line.finish();
   if (r < end) return forward_rows<T, Center, Stream>(context, r, end, slot);
   stream_fence(Stream);
 }
@@ -351,10 +365,11 @@ template <class T, bool Center> void split_sums(void* context, int64_t begin, in
 template <class T, bool Stream, bool Center> void split_map(void* context, int64_t begin, int64_t end, int) {
   using C = typename TypeOf<T>::compute;
   const Forward<T>& f = *static_cast<const Forward<T>*>(context);
+  NoSharedLine<T> line;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t r = i / f.chunks, from = (i % f.chunks) * chunk_cells<C>;
     const int64_t to = from + chunk_cells<C> < f.n ? from + chunk_cells<C> : f.n;
-    map_row<T, Stream, Center, Ahead>(f, r, from, to, f.moments[r], rstd_of(f.moments[r].var, f.a.eps), nullptr);
+    map_row<T, Stream, Center, Ahead>(f, r, from, to, f.moments[r], rstd_of(f.moments[r].var, f.a.eps), nullptr, line);
   }
   stream_fence(Stream);
 }

@@ -23,6 +23,9 @@ template <class T> NF_INLINE int64_t padded(int64_t n) {
   return (n + L - 1) / L * L;
 }
 
+// Whole lines for each thread.
+template <class T> NF_INLINE int64_t staged_cells(const Backward<T>& f) { return (f.at_once * f.n + 63) / 64 * 64; }
+
 // Rows of so many bytes stream dx wherever it begins; shorter ones only from the start of a cache line.
 constexpr int64_t least_off_lines = 256;
 
@@ -44,7 +47,8 @@ NF_INLINE void fill_group(const Backward<T>& f, Group<T>& u, int64_t phase, int6
     u.dweight = f.block_sums + (phase * f.blocks + block) * 2 * width;
     u.dbias = u.dweight + width;
   }
-  u.past_line = f.streaming ? int64_t(reinterpret_cast<uintptr_t>(u.dx) % 64 / sizeof(T)) : 0;
+  u.dx_row = 0;
+  u.past_line = f.streaming ? cells_past_line(u.dx) : 0;
   u.stream_gradients = u.past_line == 0 && on_lines(f.a.dweight) && on_lines(f.a.dbias);
   u.sums_w = f.group_sums != nullptr ? f.group_sums + slot * 2 * width : nullptr;
   u.sums_b = f.group_sums != nullptr ? u.sums_w + width : nullptr;
@@ -55,7 +59,7 @@ NF_INLINE void restore_extreme(const Backward<T>& f, const Group<T>& u, int i0, 
   if (f.a.dx == nullptr) return;
   for (int i = i0; i < i1; ++i)
     if (!fits_single_backward(mean_of(f, u.first + i * u.step), rstd_of_row(f, u.first + i * u.step)))
-      std::memcpy(u.dx + i * u.pitch, saved + i * f.n, size_t(f.n) * sizeof(T));
+      std::memcpy(u.dx + (i - u.dx_row) * u.pitch, saved + i * f.n, size_t(f.n) * sizeof(T));
 }
 
 // A whole group of short rows.
@@ -76,7 +80,9 @@ template <class T, bool Center> NF_INLINE void short_group(const Backward<T>& f,
 template <class T, bool Center> void block_backward(void* context, int64_t begin, int64_t end, int slot) {
   const Backward<T>& f = *static_cast<const Backward<T>*>(context);
   T* saved = f.saved != nullptr ? f.saved + slot * group_rows * f.n : nullptr;
+  T* const staged = f.staged != nullptr ? f.staged + slot * staged_cells(f) : nullptr;
   Group<T> u;
+  SharedLine<T> line;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t phase = item / f.blocks, block = item % f.blocks;
     const int64_t from = block * f.block_rows;
@@ -86,17 +92,21 @@ template <class T, bool Center> void block_backward(void* context, int64_t begin
       if (first == from) std::memset(u.dweight, 0, size_t(2 * padded<T>(f.n)) * sizeof(double));
       for (int i = 0; i < u.rows; i += f.at_once) {
         const int i1 = i + f.at_once < u.rows ? i + f.at_once : u.rows;
+        if (staged != nullptr) u.dx = staged, u.dx_row = i;
         if (f.in_groups) {
           short_group<T, Center>(f, u);
-          continue;
+        } else {
+          for (int j = i; j < i1; ++j) row_sums<T, Center>(f, u, j, saved);
+          columns_range<T, Center>(f, u, i, i1, 0, f.n);
+          if (f.extreme) restore_extreme(f, u, i, i1, saved);
         }
-        for (int j = i; j < i1; ++j) row_sums<T, Center>(f, u, j, saved);
-        columns_range<T, Center>(f, u, i, i1, 0, f.n);
-        if (f.extreme) restore_extreme(f, u, i, i1, saved);
+        if (staged != nullptr)
+          stream_cells(static_cast<T*>(f.a.dx) + (u.first + i) * f.n, staged, (i1 - i) * f.n, line);
       }
     }
   }
-  stream_fence(f.streaming);
+  line.finish();
+  stream_fence(f.streaming || staged != nullptr);
 }
 
 // Few blocks of wide rows, or a single group: the threads share the rows of the first step and the columns of the
@@ -151,6 +161,7 @@ template <class T, bool Center, bool Stream> void dx_rows(void* context, int64_t
   const Backward<T>& f = *static_cast<const Backward<T>*>(context);
   Group<T> u;
   u.rows = 1, u.dweight = u.dbias = nullptr;
+  SharedLine<T> line;
   for (int64_t r = begin; r < end; ++r) {
     u.first = r, u.step = 1, u.pitch = f.n;
     u.dy = static_cast<const T*>(f.a.dy) + r * f.n;
@@ -168,13 +179,15 @@ template <class T, bool Center, bool Stream> void dx_rows(void* context, int64_t
     HalfAhead ahead;
     if (f.next != 0) ahead = {u.dy + f.next + f.n / 2, u.x + f.next + f.n / 2};
     if (u.w != nullptr)
-      map_cells<C, Stream, false>(dx, f.n, ahead, HatGradientOp<C, T, Center, true>{u.dy, u.x, hat, k, u.w});
-    else map_cells<C, Stream, false>(dx, f.n, ahead, HatGradientOp<C, T, Center, false>{u.dy, u.x, hat, k, u.w});
+      map_cells<C, Stream, false>(dx, f.n, ahead, HatGradientOp<C, T, Center, true>{u.dy, u.x, hat, k, u.w}, line);
+    else map_cells<C, Stream, false>(dx, f.n, ahead, HatGradientOp<C, T, Center, false>{u.dy, u.x, hat, k, u.w}, line);
   }
+  line.finish();
   stream_fence(Stream);
 }
 
-// The same for short rows, a group of them at a time.
+// The same for short rows, a group of them at a time. Of rows so short that are no whole lines, by way of the cache.
+constexpr int64_t staged_row_bytes = 128;
 template <class T, bool Center, bool Stream> void dx_groups(void* context, int64_t begin, int64_t end, int slot) {
   using C = typename TypeOf<T>::compute;
   constexpr int64_t L = Lanes<C>::n;
@@ -182,22 +195,28 @@ template <class T, bool Center, bool Stream> void dx_groups(void* context, int64
   f.extreme = true;  // for rows that go one by one: nobody has looked
   Group<T> u;
   u.rows = group_rows, u.step = 1, u.pitch = f.n, u.w = f.w, u.dweight = u.dbias = nullptr;
-  const auto map_as = [&f, &u](T* dx, auto weighted, auto whole) __attribute__((always_inline)) {
-    const bool stream = Stream && f.n == L && on_lines(dx);
+  SharedLine<T> line;
+  const auto map_as = [&f, &u, &line](T* dx, auto weighted, auto stream, auto whole) __attribute__((always_inline)) {
     for (int i = 0; i < group_rows; ++i) {
       const Hat<C> hat{u.k.hi[i], u.k.rs[i], u.k.t[i]};
       const HatGradientOp<C, T, Center, weighted> op{u.dy + i * f.n, u.x + i * f.n, hat, {u.k.a[i], u.k.b[i]}, u.w};
       HalfAhead ahead;
       if (f.next != 0) ahead = {op.dy + f.next + f.n / 2, op.x + f.next + f.n / 2};
-      if (f.n > L) map_cells<C, Stream, whole>(dx + i * f.n, f.n, ahead, op);
+      if (f.n > L) map_cells<C, stream, whole>(dx + i * f.n, f.n, ahead, op, line);
       else if (f.n < L) Cells<C, T>::store_n(dx + i * f.n, op.get_n(0, int(f.n)), int(f.n));
-      else if (stream) put<true, C>(dx + i * f.n, op.get(0));
-      else put<false, C>(dx + i * f.n, op.get(0));
+      else put<stream, C>(dx + i * f.n, op.get(0));
     }
   };
-  const auto map = [&f, &map_as](T* dx, auto weighted) __attribute__((always_inline)) {
-    if (WholeLines<C, Stream, T>::only(dx, f.n)) map_as(dx, weighted, std::true_type{});
-    else map_as(dx, weighted, std::false_type{});
+  const auto map = [&f, &map_as, &line](T* dx, auto weighted) __attribute__((always_inline)) {
+    constexpr std::true_type yes{};
+    constexpr std::false_type no{};
+    constexpr std::bool_constant<Stream> streams{};
+    if (WholeLines<C, Stream, T>::only(dx, f.n)) return map_as(dx, weighted, streams, yes);
+    if (f.n < L) return map_as(dx, weighted, no, no);
+    if (!Stream || f.n * int64_t(sizeof(T)) > staged_row_bytes) return map_as(dx, weighted, streams, no);
+    alignas(64) T staged[group_rows * staged_row_bytes / sizeof(T)];
+    map_as(staged, weighted, no, no);
+    stream_cells(dx, staged, group_rows * f.n, line);
   };
   int64_t r = begin;
   for (; r + group_rows <= end; r += group_rows) {
@@ -207,6 +226,7 @@ template <class T, bool Center, bool Stream> void dx_groups(void* context, int64
     else if (f.w != nullptr) map(dx, std::true_type{});
     else map(dx, std::false_type{});
   }
+  line.finish();
   if (r < end) return dx_rows<T, Center, Stream>(&f, r, end, slot);
   stream_fence(Stream);
 }
@@ -271,7 +291,9 @@ template <class T, bool Center> bool backward_cells(Backward<T>& f) {
   f.block_rows = share < 64 ? 64 : (share + group_rows - 1) / group_rows * group_rows;
   f.blocks = (f.phase_rows + f.block_rows - 1) / f.block_rows;
   // Down the rows, what does not lie on whole lines is written otherwise: all rows alike, and little of a row.
-  f.streaming = f.streaming && row_bytes % 64 == 0 && (on_lines(f.a.dx) || row_bytes >= least_off_lines);
+  const bool direct = row_bytes % 64 == 0 && (on_lines(f.a.dx) || row_bytes >= least_off_lines);
+  bool stages = f.streaming && !direct && f.g.period == 1;
+  f.streaming = f.streaming && direct;
   // Long rows: four at once, one link of the chains, which the caches hold from the first step to the second.
   f.short_rows = row_bytes <= short_row_bytes;
   const int64_t items = f.g.period * f.blocks;
@@ -294,8 +316,10 @@ template <class T, bool Center> bool backward_cells(Backward<T>& f) {
   const int64_t slots = items == 1 ? 1 : f.threads;
   Work<typename TypeOf<T>::compute> group_sums(f.at_once < group_rows ? slots * 2 * width : 0);
   Work<T> saved(f.extreme ? f.threads * group_rows * f.n : 0);
-  if (block_sums.failed() || group_sums.failed() || saved.failed()) return false;
-  f.block_sums = block_sums.p, f.group_sums = group_sums.p, f.saved = saved.p;
+  stages = stages && !shared && 3 * f.at_once * row_bytes <= int64_t(cache_sizes().l2);
+  Work<T> staged(stages ? f.threads * staged_cells(f) : 0);
+  if (block_sums.failed() || group_sums.failed() || saved.failed() || staged.failed()) return false;
+  f.block_sums = block_sums.p, f.group_sums = group_sums.p, f.saved = saved.p, f.staged = staged.p;
   if (shared) shared_backward<T, Center>(f);
   else parallel_for(items, f.threads == 1 ? items : 1, block_backward<T, Center>, &f, f.threads);
   sum_blocks(f);
@@ -327,6 +351,7 @@ template <class T, bool Stream> void run_rows(void* context, int64_t begin, int6
   using C = typename TypeOf<T>::compute;
   const Backward<T>& f = *static_cast<const Backward<T>*>(context);
   const int64_t channels = f.g.channels, span = f.g.span;
+  SharedLine<T> line;
   for (int64_t r = begin; r < end; ++r) {
     const T* dy = static_cast<const T*>(f.a.dy) + r * f.n;
     const T* x = static_cast<const T*>(f.a.x) + r * f.n;
@@ -372,7 +397,7 @@ template <class T, bool Stream> void run_rows(void* context, int64_t begin, int6
           his[j] = k.hi, q[j] = k.q, t[j] = k.t;
           p[j] = f.n == 1 ? C(0) : C((w == nullptr ? 1.0 : double(w[first + j])) * scale);
         }
-        map_runs<C, Stream>(dx + i, end - i, run, run, Ahead{}, RunGradientOp<C, T>{dy + i, x + i, his, p, q, t});
+        map_runs<C, Stream>(dx + i, end - i, run, run, Ahead{}, RunGradientOp<C, T>{dy + i, x + i, his, p, q, t}, line);
       }
     } else {
       for (int64_t i = 0; i < f.n; ++i) {
@@ -381,6 +406,7 @@ template <class T, bool Stream> void run_rows(void* context, int64_t begin, int6
       }
     }
   }
+  line.finish();
   stream_fence(Stream);
 }
 

@@ -89,6 +89,7 @@ template <class C, class Term> NF_INLINE void add_last(const Term& f, int64_t i,
     s1 = s1 + a, q1 = fma(b, c, q1);
   }
   if (i < n) {
+    fetch<L>(f, i);
     f.get_n(i, int(n - i), a, b, c);
     s1 = s1 + a, q1 = fma(b, c, q1);
   }

@@ -474,6 +474,21 @@ template <bool Stream, class C, class T> NF_INLINE void put(T* p, Vec<C> v) {
 }
 
 // Streaming stores bypass the cache; the fence makes them visible before the task is reported as done.
+// One cache line.
+NF_INLINE void stream_line(void* to, const void* from) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(static_cast<__m512i*>(to), _mm512_loadu_si512(from));
+#elif defined(__AVX2__)
+  for (int i = 0; i < 2; ++i)
+    _mm256_stream_si256(static_cast<__m256i*>(to) + i, _mm256_loadu_si256(static_cast<const __m256i*>(from) + i));
+#elif defined(__SSE2__)
+  for (int i = 0; i < 4; ++i)
+    _mm_stream_si128(static_cast<__m128i*>(to) + i, _mm_loadu_si128(static_cast<const __m128i*>(from) + i));
+#else
+  std::memcpy(to, from, 64);
+#endif
+}
+
 NF_INLINE void stream_fence(bool streamed) {
 #if defined(__x86_64__)
   if (streamed) _mm_sfence();
