@@ -473,8 +473,7 @@ template <bool Stream, class C, class T> NF_INLINE void put(T* p, Vec<C> v) {
   else Cells<C, T>::store(p, v);
 }
 
-// Streaming stores bypass the cache; the fence makes them visible before the task is reported as done.
-// One cache line.
+// One cache line past the cache; `to` begins on one, `from` anywhere.
 NF_INLINE void stream_line(void* to, const void* from) {
 #if defined(__AVX512F__)
   _mm512_stream_si512(static_cast<__m512i*>(to), _mm512_loadu_si512(from));
@@ -489,6 +488,7 @@ NF_INLINE void stream_line(void* to, const void* from) {
 #endif
 }
 
+// Streaming stores bypass the cache; the fence makes them visible before the task is reported as done.
 NF_INLINE void stream_fence(bool streamed) {
 #if defined(__x86_64__)
   if (streamed) _mm_sfence();
