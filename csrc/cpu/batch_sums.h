@@ -37,8 +37,26 @@ template <class C> struct BatchTables {
   double s[width], q[width];
 };
 
-// Adds a chain of up to four rows from row o, over the columns [from, to): to a new group if it `opens` one. `ahead`
-// rows below are brought into the second-level cache; 0: none.
+// How cells come to be summed: the four rows of a chain side by side, from the second-level cache or while those below
+// are fetched by instructions; or, from memory, which then needs none, one row after the other with the chains in
+// tables.
+enum class Reading { cached, fetched, in_order };
+
+// The last is for two arrays of short rows (by measurement: wider rows are streams by themselves, and where cells must
+// be converted the tables cost more than memory gives).
+constexpr int64_t in_order_bytes = 1536;
+template <class C, class Term> NF_INLINE bool suits_order(const Term& f, int64_t columns) {
+  return Term::arrays == 2 && f.line() == 64 && columns == f.pitch && columns * int64_t(sizeof(C)) <= in_order_bytes;
+}
+
+// To a new group if a chain `opens` one.
+template <class C> NF_INLINE void add_chain(Vec<C> s, Vec<C> q, bool opens, int64_t at, BatchTables<C>& t) {
+  if (!opens) s = Cells<C, C>::load(t.group_s + at) + s, q = Cells<C, C>::load(t.group_q + at) + q;
+  Cells<C, C>::store(t.group_s + at, s), Cells<C, C>::store(t.group_q + at, q);
+}
+
+// Adds a chain of up to four rows from row o, over the columns [from, to). `ahead` rows below are brought into the
+// second-level cache; 0: none.
 template <class C, class Term>
 NF_INLINE void add_rows(const Term& f, int64_t o, int64_t rows, int64_t from, int64_t to, bool opens, int64_t ahead,
                         BatchTables<C>& t) {
@@ -55,13 +73,36 @@ NF_INLINE void add_rows(const Term& f, int64_t o, int64_t rows, int64_t from, in
       column.get(o + i, a, b, d);
       s = s + a, q = fma(b, d, q);
     }
-    C *s_at = t.group_s + (c - from), *q_at = t.group_q + (c - from);
-    if (!opens) s = Cells<C, C>::load(s_at) + s, q = Cells<C, C>::load(q_at) + q;
-    Cells<C, C>::store(s_at, s), Cells<C, C>::store(q_at, q);
+    add_chain<C>(s, q, opens, c - from, t);
   };
   int64_t c = from;
   for (; c + L <= to; c += L) some(c, int(L));
   if (c < to) some(c, int(to - c));
+}
+
+// The same for four rows, one after the other.
+template <class C, class Term>
+NF_INLINE void add_rows_in_order(const Term& f, int64_t o, int64_t from, int64_t to, bool opens, BatchTables<C>& t) {
+  constexpr int64_t L = Lanes<C>::n;
+  C chain_s[in_order_bytes / int64_t(sizeof(C)) + L], chain_q[in_order_bytes / int64_t(sizeof(C)) + L];
+  const auto add = [&](int64_t row, auto first, auto last) __attribute__((always_inline)) {
+    const auto some = [&](int64_t c, int k) __attribute__((always_inline)) {
+      C *chain_s_at = chain_s + (c - from), *chain_q_at = chain_q + (c - from);
+      Vec<C> a, b, d;
+      f.column(c, k).get(row, a, b, d);
+      const Vec<C> s = first ? a : Cells<C, C>::load(chain_s_at) + a,
+                   q = first ? b * d : fma(b, d, Cells<C, C>::load(chain_q_at));
+      if (last) add_chain<C>(s, q, opens, c - from, t);
+      else Cells<C, C>::store(chain_s_at, s), Cells<C, C>::store(chain_q_at, q);
+    };
+    int64_t c = from;
+    for (; c + L <= to; c += L) some(c, int(L));
+    if (c < to) some(c, int(to - c));
+  };
+  add(o, std::true_type{}, std::false_type{});
+  add(o + 1, std::false_type{}, std::false_type{});
+  add(o + 2, std::false_type{}, std::false_type{});
+  add(o + 3, std::false_type{}, std::true_type{});
 }
 
 template <class D, class C> NF_INLINE void add_table(const C* from, D* to, int64_t n) {
@@ -70,22 +111,26 @@ template <class D, class C> NF_INLINE void add_table(const C* from, D* to, int64
 }
 
 // The sums of the rows [begin, end) and the columns [from, to), at most one table of them, into t.s and t.q.
-template <class C, bool Ahead, class Term>
+template <class C, Reading reading, class Term>
 __attribute__((noinline)) void batch_tables(const Term& f, int64_t begin, int64_t end, int64_t from, int64_t to,
                                             BatchTables<C>& t) {
   const int64_t columns = to - from;
   // Far enough for memory to answer, and not on the lines that are being read where rows lie a page apart.
-  const int64_t ahead = Ahead ? ((4096 + columns - 1) / columns + 3) / 4 * 4 : 0;
+  const int64_t ahead = reading == Reading::fetched ? ((4096 + columns - 1) / columns + 3) / 4 * 4 : 0;
   const size_t whole = size_t((columns + 15) / 16 * 16);  // tables are added in whole vectors
   const auto clear = [whole](auto* p) { std::memset(static_cast<void*>(p), 0, whole * sizeof *p); };
+  const auto add_four = [&](int64_t o, bool opens) __attribute__((always_inline)) {
+    if constexpr (reading == Reading::in_order) add_rows_in_order<C>(f, o, from, to, opens, t);
+    else add_rows<C>(f, o, 4, from, to, opens, ahead, t);
+  };
   clear(t.block_s), clear(t.block_q), clear(t.s), clear(t.q);
   for (int64_t block = begin; block < end; block += 64) {
     const int64_t block_end = block + 64 < end ? block + 64 : end;
     for (int64_t o = block; o < block_end; o += 16) {
       const int64_t group_end = o + 16 < end ? o + 16 : end;
       int64_t r = o;
-      if (r + 4 <= group_end) add_rows<C>(f, r, 4, from, to, true, ahead, t), r += 4;
-      for (; r + 4 <= group_end; r += 4) add_rows<C>(f, r, 4, from, to, false, ahead, t);
+      if (r + 4 <= group_end) add_four(r, true), r += 4;
+      for (; r + 4 <= group_end; r += 4) add_four(r, false);
       if (r < group_end) add_rows<C>(f, r, group_end - r, from, to, r == o, 0, t);
       add_table(t.group_s, t.block_s, columns), add_table(t.group_q, t.block_q, columns);
     }
@@ -94,14 +139,17 @@ __attribute__((noinline)) void batch_tables(const Term& f, int64_t begin, int64_
   }
 }
 
-// The sums of the rows [begin, end) of the columns [c0, c1), into s[0..] and q[0..]; `ahead`: from beyond the caches.
+// The sums of the rows [begin, end) of the columns [c0, c1), into s[0..] and q[0..].
 template <class C, class Term>
-NF_INLINE void batch_strips(const Term& f, int64_t begin, int64_t end, int64_t c0, int64_t c1, bool ahead, double* s,
-                            double* q) {
+NF_INLINE void batch_strips(const Term& f, int64_t begin, int64_t end, int64_t c0, int64_t c1, Reading reading,
+                            double* s, double* q) {
   BatchTables<C> t;
   for (int64_t from = c0; from < c1; from += t.width) {
     const int64_t to = from + t.width < c1 ? from + t.width : c1;
-    ahead ? batch_tables<C, true>(f, begin, end, from, to, t) : batch_tables<C, false>(f, begin, end, from, to, t);
+    const bool in_order = reading == Reading::in_order && suits_order<C>(f, to - from);
+    if (reading == Reading::cached) batch_tables<C, Reading::cached>(f, begin, end, from, to, t);
+    else if (in_order) batch_tables<C, Reading::in_order>(f, begin, end, from, to, t);
+    else batch_tables<C, Reading::fetched>(f, begin, end, from, to, t);
     std::memcpy(s + (from - c0), t.s, size_t(to - from) * sizeof(double));
     std::memcpy(q + (from - c0), t.q, size_t(to - from) * sizeof(double));
   }
@@ -109,15 +157,15 @@ NF_INLINE void batch_strips(const Term& f, int64_t begin, int64_t end, int64_t c
 
 template <class C, class Term>
 __attribute__((noinline)) void batch_chunk(const Term& f, int64_t begin, int64_t end, int64_t c0, int64_t c1,
-                                           bool ahead, double* s, double* q) {
+                                           Reading reading, double* s, double* q) {
   const int64_t together = c1 - c0 == f.pitch ? rows_together(f.pitch, Lanes<C>::n) : 1;
-  if (together == 1 || end - begin < together) return batch_strips<C>(f, begin, end, c0, c1, ahead, s, q);
+  if (together == 1 || end - begin < together) return batch_strips<C>(f, begin, end, c0, c1, reading, s, q);
   C shifts[most_together];
   double more_s[most_together], more_q[most_together];
   const Term wide = f.together(together, shifts);
   const int64_t whole = (end - begin) / together, left = (end - begin) % together, first = begin / together;
-  batch_strips<C>(wide, first, first + whole, 0, together * f.pitch, ahead, more_s, more_q);
-  batch_strips<C>(f, end - left, end, 0, f.pitch, false, s, q);
+  batch_strips<C>(wide, first, first + whole, 0, together * f.pitch, reading, more_s, more_q);
+  batch_strips<C>(f, end - left, end, 0, f.pitch, Reading::cached, s, q);
   for (int64_t half = together / 2 * f.pitch; half >= f.pitch; half /= 2)
     for (int64_t i = 0; i < half; ++i) more_s[i] += more_s[half + i], more_q[i] += more_q[half + i];
   for (int64_t c = 0; c < f.pitch; ++c) s[c] += more_s[c], q[c] += more_q[c];
@@ -136,7 +184,7 @@ __attribute__((noinline)) void batch_pilots(const T* x, int64_t pitch, int64_t r
   for (; i < n; ++i) out[i] = C(Cast<T>::get(x[c0 + i]));
   const ColumnShifted<C, T> f{x, pitch, out - c0};
   if (rows <= 64) {
-    batch_chunk<C>(f, 0, rows, c0, c1, false, sums, sums + n);
+    batch_chunk<C>(f, 0, rows, c0, c1, Reading::cached, sums, sums + n);
     for (i = 0; i < n; ++i) out[i] = C(double(out[i]) + sums[i] / double(rows));
     return;
   }
@@ -146,7 +194,7 @@ __attribute__((noinline)) void batch_pilots(const T* x, int64_t pitch, int64_t r
     const int64_t k = n - from < BatchTables<C>::width ? n - from : BatchTables<C>::width;
     for (i = 0; i < k; ++i) sums[i] = 0;
     for (const int64_t start : starts) {
-      batch_strips<C>(f, start, start + 16, c0 + from, c0 + from + k, false, some, some + k);
+      batch_strips<C>(f, start, start + 16, c0 + from, c0 + from + k, Reading::cached, some, some + k);
       for (i = 0; i < k; ++i) sums[i] += some[i];
     }
     for (i = 0; i < k; ++i) out[from + i] = C(double(out[from + i]) + sums[i] / 64);

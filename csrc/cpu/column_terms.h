@@ -56,7 +56,7 @@ constexpr int vectors_at_once = 1;  // sixteen registers hold no more, nor do th
 // (x - shift, (x - shift)^2)
 template <class C, class T> struct ColumnShifted {
   static constexpr bool by_laps = true;
-  static constexpr int strip = 8, at_once = vectors_at_once;
+  static constexpr int arrays = 1, strip = 8, at_once = vectors_at_once;
   const T* x;
   int64_t pitch;
   const C* shift;
@@ -127,7 +127,7 @@ template <class C, class T> struct ColumnSquared {
 // (dy, dy*(x - shift))
 template <class C, class T> struct ColumnSlopes {
   static constexpr bool by_laps = true;
-  static constexpr int strip = 16, at_once = 1;
+  static constexpr int arrays = 2, strip = 16, at_once = 1;
   const T *dy, *x;
   int64_t pitch;
   const C* shift;

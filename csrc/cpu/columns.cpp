@@ -86,7 +86,8 @@ NF_INLINE void sum_chunk(const Forward<T>& f, const Unit<T>& u, const C* shift, 
   const int64_t begin = index * chunk_rows<C>(f.g), end = smaller(begin + chunk_rows<C>(f.g), f.g.outer);
   const T* x = item(f, u.b);
   if (f.g.any_order)
-    batch_chunk<C>(ColumnShifted<C, T>{x, f.matrix.width, shift - u.c0}, begin, end, c0, c1, f.ahead, s, q);
+    batch_chunk<C>(ColumnShifted<C, T>{x, f.matrix.width, shift - u.c0}, begin, end, c0, c1,
+                   f.ahead ? Reading::fetched : Reading::cached, s, q);
   else if (f.a.center)
     column_chunk<C>(ColumnShifted<C, T>{x, f.matrix.width, shift - u.c0}, begin, end, c0, c1, f.matrix.resident, s, q);
   else column_chunk<C>(ColumnSquared<C, T>{x, f.matrix.width}, begin, end, c0, c1, f.matrix.resident, s, q);

@@ -197,6 +197,9 @@ template <class T> bool backward(const ColumnsBackward& a) {
   int64_t units, lanes_bytes = 0;
   bool by_unit;
   f.ahead = 2 * bytes > int64_t(cache_sizes().l2);
+  // What the last-level cache keeps a part of from one call to the next is fetched faster than read in order.
+  const bool far = 2 * bytes > 3 * int64_t(cache_sizes().last);
+  if (f.ahead) f.reading = far ? Reading::in_order : Reading::fetched;
   if (f.is_planes) {
     f.planes = cut_planes(g, 2 * int64_t(sizeof(T)), f.threads);
     by_unit = f.planes.by_unit, units = f.planes.blocks;

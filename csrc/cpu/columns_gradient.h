@@ -15,6 +15,7 @@ template <class T> struct Backward {
   MatrixCut matrix{};
   PlaneCut planes{};
   bool is_planes = false, streaming = false, ahead = false, wants_params = false, needs_sums = true;
+  Reading reading = Reading::cached;
   int64_t chunks = 1, repeats = 1;
   const C* w = nullptr;
   char* work = nullptr;
@@ -170,7 +171,7 @@ NF_INLINE void sum_chunk(const Backward<T>& f, const Unit<T>& u, int64_t index, 
                 width = f.matrix.width;
   const T *dy = item(f, f.a.dy, u.b), *x = item(f, f.a.x, u.b);
   if (f.g.any_order)
-    batch_chunk<C>(ColumnSlopes<C, T>{dy, x, width, u.shift - u.c0}, begin, end, c0, c1, f.ahead, s, q);
+    batch_chunk<C>(ColumnSlopes<C, T>{dy, x, width, u.shift - u.c0}, begin, end, c0, c1, f.reading, s, q);
   else if (!by_rows(f))
     column_chunk<C>(ColumnSlopes<C, T>{dy, x, width, u.shift - u.c0}, begin, end, c0, c1, f.matrix.resident, s, q);
   else if (f.a.center)
