@@ -152,7 +152,7 @@ def test_parameter_gradients(dtype, n, offset):
 
 @pytest.mark.parametrize(("dtype", "width"), [(np.float32, 256), (np.float32, 300), (np.float64, 192)], ids=str)
 def test_batch_norm_backward_reads_rows_in_order(dtype, width):
-    """Arrays of which the last-level cache holds little are summed row after row: the bits of calls with fewer columns."""
+    """Arrays of which the last-level cache holds little are summed row by row: the bits of calls with fewer columns."""
     rows = 13 * CELLS // width // np.dtype(dtype).itemsize  # 54 MB
     x, dy, out = _arrays((rows, width), 0, 2, dtype)
     rng = np.random.default_rng(8)
